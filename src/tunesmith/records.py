@@ -1,0 +1,97 @@
+"""The shapes of data, before any token exists. Torch-free.
+
+file line ──reader──> RawRow ──format──> Row(record: Text | Chat | Labelled)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Role = Literal["system", "user", "assistant", "tool"]
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a row came from: the file as the user wrote it, and the line (or row of a table), from 1."""
+
+    file: str
+    line: int
+
+    def __str__(self) -> str:
+        """Return ``file:line``."""
+        return f"{self.file}:{self.line}"
+
+
+@dataclass(frozen=True, slots=True)
+class RawRow:
+    """One row as it stood in the file: a mapping of columns, or a line of plain text under ``text``."""
+
+    origin: Origin
+    values: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation.
+
+    ``train`` overrides the objective's choice of trained turns for this turn; ``None`` leaves it.
+    ``extra`` holds what templates may read beyond the content (``tool_calls``, ``name``, ``reasoning_content`` …).
+    """
+
+    role: Role
+    content: str
+    train: bool | None = None
+    extra: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A document for continued pre-training."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Chat:
+    """A conversation; the last turn is the assistant's. ``tools`` are JSON schemas of functions."""
+
+    messages: tuple[Message, ...]
+    tools: tuple[Mapping[str, Any], ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """A text and the label a classifier should give it."""
+
+    text: str
+    label: str
+
+
+Record = Text | Chat | Labelled
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A record with its identity.
+
+    ``id`` is stable: a hash of file, line and content. ``source`` is the index of the recipe's source it came from.
+    ``group`` is the value of ``group_by`` where a split asks for it.
+    """
+
+    id: str
+    origin: Origin
+    source: int
+    record: Record
+    group: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A row that cannot be used, with the reason as a short stable name and a sentence."""
+
+    origin: Origin
+    reason: str
+    detail: str
+    values: Any = None
