@@ -1,0 +1,53 @@
+"""The recipe: what a person writes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field, PrivateAttr
+
+from tunesmith.recipe.adapters import AdapterField, LoraSection
+from tunesmith.recipe.data import DataSection
+from tunesmith.recipe.evaluation import EvaluationSection
+from tunesmith.recipe.machine import LoggingSection, MachineSection
+from tunesmith.recipe.model import ModelField
+from tunesmith.recipe.objectives import ObjectiveField, SftSection
+from tunesmith.recipe.section import Section
+from tunesmith.recipe.training import TrainingSection
+
+
+class Recipe(Section):
+    """One run, as a person writes it."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    """Name of the run and of its folder."""
+    model: ModelField
+    """Base model: a name, or a section."""
+    data: DataSection
+    """Examples and splits."""
+    objective: ObjectiveField = SftSection()
+    """What to minimise."""
+    adapter: AdapterField = LoraSection()
+    """Which parameters train."""
+    training: TrainingSection = TrainingSection()
+    """How long and how fast."""
+    evaluation: EvaluationSection = EvaluationSection()
+    """What to measure."""
+    machine: MachineSection = MachineSection()
+    """Hardware and prices."""
+    logging: LoggingSection = LoggingSection()
+    """Extra sinks for metrics."""
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    """Seeds data order, initialisation and dropout."""
+    _folder: Path = PrivateAttr(default_factory=Path)
+
+    @property
+    def folder(self) -> Path:
+        """Folder that relative paths of the recipe start from; not part of its values."""
+        return self._folder
+
+    def placed(self, folder: Path) -> Recipe:
+        """Return the same recipe with its relative paths starting from ``folder``."""
+        copy = self.model_copy()
+        copy._folder = folder
+        return copy

@@ -1,0 +1,78 @@
+"""How long and how fast to train."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from tunesmith.recipe.section import Section
+
+ScheduleName = Literal["cosine", "linear", "constant", "wsd", "slanted"]
+PrecisionName = Literal["auto", "fp32", "bf16", "fp16"]
+OptimiserName = Literal["adamw", "sgd"]
+RecomputeChoice = Literal["auto", "on", "off"]
+
+
+class EarlyStoppingSection(Section):
+    """Stop when validation loss has not improved; the best checkpoint becomes the result."""
+
+    patience: int = Field(default=3, gt=0)
+    """Evaluations without improvement before stopping."""
+    min_delta: float = Field(default=0.0, ge=0.0)
+    """Improvement in nats per unit that counts."""
+
+
+class TrainingSection(Section):
+    """Budget, batch, optimiser, schedule and cadence. What is unset is derived by the plan, with its reason."""
+
+    epochs: float | None = Field(default=None, gt=0)
+    """Passes over the training rows; unset with no ``max_steps`` means 3."""
+    max_steps: int | None = Field(default=None, gt=0)
+    """Optimiser steps; excludes ``epochs``."""
+    batch_size: int = Field(default=32, gt=0)
+    """Examples in one optimiser step, over all ranks and micro-batches."""
+    micro_batch_size: int | None = Field(default=None, gt=0)
+    """Most examples in one forward pass; does not change the result. Free on resume."""
+    learning_rate: float | None = Field(default=None, gt=0)
+    """Peak rate; unset follows the rule by scope and width."""
+    optimiser: OptimiserName = "adamw"
+    """``adamw`` (betas 0.9, 0.999, epsilon 1e-8) or ``sgd`` with momentum."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's decay of first and second moments."""
+    momentum: float = Field(default=0.9, ge=0.0, lt=1.0)
+    """SGD's momentum."""
+    schedule: ScheduleName = "cosine"
+    """``cosine``, ``linear``, ``constant``, ``wsd`` (warm-up, stable, decay) or ``slanted`` (ULMFiT)."""
+    warmup: float | int = Field(default=0.03, ge=0)
+    """Below 1: share of all steps; an integer: steps."""
+    decay_share: float = Field(default=0.2, gt=0.0, le=1.0)
+    """Share of steps in which ``wsd`` falls to zero."""
+    weight_decay: float = Field(default=0.01, ge=0.0)
+    """Decoupled decay of matrices; vectors (norms, biases) and embeddings are not decayed."""
+    clip: float | None = Field(default=1.0, gt=0.0)
+    """Largest global gradient norm; null switches clipping off."""
+    precision: PrecisionName = "auto"
+    """``auto`` takes bf16 where the hardware has it, else fp32 on CPU and fp16 on CUDA."""
+    recompute: RecomputeChoice = "auto"
+    """Gradient checkpointing: trade time for memory."""
+    checkpoint_every: int | None = Field(default=None, gt=0)
+    """Steps between checkpoints; unset is a tenth of the run, and always at the end."""
+    keep_checkpoints: int = Field(default=2, ge=2)
+    """Good checkpoints kept on disk."""
+    evaluate_every: int | None = Field(default=None, gt=0)
+    """Steps between validation losses; unset is a tenth of the run."""
+    samples: int = Field(default=4, ge=0)
+    """Validation prompts answered at each evaluation, to watch."""
+    log_every: int = Field(default=1, gt=0)
+    """Steps between lines of metrics.jsonl."""
+    early_stopping: EarlyStoppingSection | None = None
+    """Stop on validation loss."""
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> TrainingSection:
+        if self.epochs is not None and self.max_steps is not None:
+            raise ValueError("give either `epochs` or `max_steps`, not both")
+        if isinstance(self.warmup, float) and self.warmup > 1:
+            raise ValueError("`warmup` is a share of the steps below 1, or a whole number of steps")
+        return self

@@ -1,0 +1,310 @@
+"""What a wrong recipe is answered: what is wrong, file, line and key, and how to mend it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tunesmith.errors import RecipeError
+from tunesmith.recipe import codec
+
+Refused = Callable[..., RecipeError]
+
+UNKNOWN = [
+    ("trainig: {epochs: 1}\n", 7, "trainig", "training"),
+    ("training:\n  epoch: 1\n", 8, "training.epoch", "epochs"),
+    ("training:\n  batch-size: 1\n", 8, "training.batch-size", "batch_size"),
+    ("training:\n  early_stopping:\n    patiens: 2\n", 9, "training.early_stopping.patiens", "patience"),
+    ("  validation: {fractoin: 0.1}\n", 7, "data.validation.fractoin", "fraction"),
+    ("  test:\n    - pth: x.csv\n", 8, "data.test.0.pth", "path"),
+    ("  test: {path: x.csv, colums: {}}\n", 7, "data.test.colums", "columns"),
+    ("      colunms: {}\n", 7, "data.train.0.colunms", "columns"),
+    ("adapter:\n  type: lora\n  rnk: 4\n", 9, "adapter.rnk", "rank"),
+    ("adapter: {rnk: 4}\n", 7, "adapter.rnk", "rank"),
+    ("objective: {type: clm, add_end_tokn: true}\n", 7, "objective.add_end_tokn", "add_end_token"),
+    (
+        "evaluation:\n  tasks:\n    - type: loss\n    - type: exact_match\n      limt: 3\n",
+        11,
+        "evaluation.tasks.1.limt",
+        "limit",
+    ),
+    ("machine: {device: cpu, thread: 2}\n", 7, "machine.thread", "threads"),
+    ("logging: {sink: []}\n", 7, "logging.sink", "sinks"),
+]
+
+
+@pytest.mark.parametrize(("more", "line", "key", "meant"), UNKNOWN)
+def test_unknown_key_at_any_depth(refused: Refused, more: str, line: int, key: str, meant: str) -> None:
+    error = refused(more)
+    assert error.what == f"unknown key `{key.rsplit('.', 1)[-1]}`"
+    assert error.where.endswith(f"recipe.yaml:{line} [{key}]")
+    assert error.hint == f"did you mean `{meant}`?"
+
+
+def test_unknown_key_in_the_model_section(refused: Refused) -> None:
+    error = refused(text="name: a\nmodel:\n  name: m\n  contxt: 5\ndata: {train: a.csv}\n")
+    assert error.where.endswith("recipe.yaml:4 [model.contxt]")
+    assert "`context`" in error.hint
+
+
+def test_unknown_key_without_a_near_one_lists_the_known(refused: Refused) -> None:
+    error = refused("machine: {colour: red}\n")
+    assert "known keys here" in error.hint
+    assert "device" in error.hint
+
+
+def test_several_unknown_keys_are_counted(refused: Refused) -> None:
+    assert "1 more unknown" in refused("training: {epoch: 1, schedul: linear}\n").hint
+
+
+WRONG_TYPE = [
+    ("training: {epochs: three}\n", "training.epochs", "write a number"),
+    ("training: {epochs: '3'}\n", "training.epochs", "remove the quotes"),
+    ("training: {learning_rate: '1e-4'}\n", "training.learning_rate", "remove the quotes"),
+    ("training: {batch_size: 2.5}\n", "training.batch_size", "write a whole number"),
+    ("training: {batch_size: true}\n", "training.batch_size", "given: True"),
+    ("adapter: {rslora: no}\n", "adapter.rslora", "true or false"),
+    ("adapter: {rslora: 'true'}\n", "adapter.rslora", "true or false"),
+    ("adapter: {rslora: 1}\n", "adapter.rslora", "true or false"),
+    ("training: {schedule: cosin}\n", "training.schedule", "did you mean `cosine`?"),
+    ("training: {precision: no}\n", "training.precision", "given: 'no'"),
+    ("training: [1]\n", "training", "write `training: {key: value}`"),
+    ("training:\n", "training", "nothing is given"),
+    ("adapter: lora\n", "adapter", "write `adapter: {type: lora}`"),
+    ("evaluation: {tasks: {type: loss}}\n", "evaluation.tasks", "write `tasks: [a, b]`"),
+    ("evaluation: {preserve: [generl]}\n", "evaluation.preserve.0", "did you mean `general`?"),
+    ("      limit: 0\n", "data.train.0.limit", "given: 0"),
+    ("      columns: {a-b: 3}\n", "data.train.0.columns.a-b", "in quotes"),
+    ("  validation: {fraction: 2}\n", "data.validation.fraction", "given: 2"),
+    ("  validation: true\n", "data.validation", "given: True"),
+    ("training: {betas: [0.9]}\n", "training.betas.1", ""),
+    ("training: {learning_rate: .inf}\n", "training.learning_rate", "given: inf"),
+    ("training: {learning_rate: .nan}\n", "training.learning_rate", "given: nan"),
+    ("seed: -1\n", "seed", "given: -1"),
+]
+
+
+@pytest.mark.parametrize(("more", "key", "hint"), WRONG_TYPE)
+def test_wrong_type(refused: Refused, more: str, key: str, hint: str) -> None:
+    error = refused(more)
+    assert error.where.endswith(f"recipe.yaml:7 [{key}]")
+    assert hint in error.hint
+    assert "Section" not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("value", "hint"), [("[1]", "given: [1]"), ("12", 'in quotes, "12"'), ("a/b", "given: 'a/b'"), ("''", "given: ''")]
+)
+def test_name_of_a_run(refused: Refused, value: str, hint: str) -> None:
+    error = refused(text=f"name: {value}\nmodel: m\ndata: {{train: a.csv}}\n")
+    assert error.where.endswith("recipe.yaml:1 [name]")
+    assert hint in error.hint
+
+
+def test_unknown_type_of_a_method(refused: Refused) -> None:
+    error = refused("adapter:\n  type: lore\n")
+    assert "`type: lore`" in error.what
+    assert error.where.endswith(":7 [adapter]")
+    assert error.hint == "did you mean `lora`?"
+
+
+def test_unknown_type_without_a_near_one_lists_the_known(refused: Refused) -> None:
+    assert refused("adapter: {type: zzz}\n").hint == "one of: `full`, `partial`, `lora`"
+
+
+def test_task_without_a_type(refused: Refused) -> None:
+    error = refused("evaluation: {tasks: [{data: test}]}\n")
+    assert "needs a `type`" in error.what
+    assert error.where.endswith("[evaluation.tasks.0]")
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("model: m\ndata: {train: a}\n", "name"),
+        ("name: a\nmodel: m\ndata: {test: 0.1}\n", "data.train"),
+        ("name: a\nmodel: m\n", "data"),
+    ],
+)
+def test_missing_key(refused: Refused, text: str, key: str) -> None:
+    error = refused(text=text)
+    assert error.what == f"`{key.rsplit('.', 1)[-1]}` is missing"
+    assert error.where.endswith(f"[{key}]")
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ("training: {epochs: 1, max_steps: 5}\n", "either `epochs` or `max_steps`"),
+        ("training: {warmup: 2.5}\n", "`warmup` is a share"),
+    ],
+)
+def test_values_that_contradict(refused: Refused, more: str, words: str) -> None:
+    error = refused(more)
+    assert words in error.what
+    assert error.where.endswith(":7 [training]")
+
+
+@pytest.mark.parametrize(
+    "more", ["name: again\n", "training: {epochs: 1, epochs: 2}\n", "training:\n  epochs: 1\n  epochs: 1\n"]
+)
+def test_duplicate_keys(refused: Refused, more: str) -> None:
+    error = refused(more)
+    assert "duplicate key" in error.what
+    assert "recipe.yaml:" in error.where
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("name: [a\nmodel: m\n", 2),
+        ("name: a: b\n", 1),
+        ("name: a\n  model: m\n", 2),
+        ("name: 'a\n", 2),
+        ("name: a\n\tmodel: m\n", 2),
+    ],
+)
+def test_broken_yaml_names_the_line(refused: Refused, text: str, line: int) -> None:
+    error = refused(text=text)
+    assert error.what.startswith("not valid YAML")
+    assert error.where.endswith(f"recipe.yaml:{line}")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"), [("", "empty"), ("# only words\n", "empty"), ("- a\n", "mapping"), ("words\n", "mapping")]
+)
+def test_no_mapping(refused: Refused, text: str, words: str) -> None:
+    error = refused(text=text)
+    assert words in error.what
+    assert "tunesmith init" in error.hint
+
+
+def test_broken_json_names_the_line(refused: Refused) -> None:
+    error = refused(text='{\n "name": "a",\n "model" "m"\n}', name="recipe.json")
+    assert error.what.startswith("not valid JSON")
+    assert error.where.endswith("recipe.json:3")
+
+
+def test_unknown_key_in_json_names_the_line(refused: Refused) -> None:
+    values = {"name": "a", "model": "m", "data": {"train": "a.csv"}, "training": {"epoch": 1}}
+    error = refused(text=json.dumps(values, indent=1), name="recipe.json")
+    assert error.where.endswith("recipe.json:8 [training.epoch]")
+
+
+@pytest.mark.parametrize("text", ['{"name": "a", "name": "b"}', '{"training": {"seed": 1, "seed": 1}}'])
+def test_duplicate_keys_in_json(refused: Refused, text: str) -> None:
+    assert "stands twice" in refused(text=text, name="recipe.json").what
+
+
+def test_nan_in_json(refused: Refused) -> None:
+    assert "`NaN`" in refused(text='{"seed": NaN}', name="recipe.json").what
+
+
+def test_numbers_in_json_are_not_text(refused: Refused) -> None:
+    values = {"name": "a", "model": "m", "data": {"train": "a.csv"}, "training": {"learning_rate": "1e-4"}}
+    assert "remove the quotes" in refused(text=json.dumps(values), name="recipe.json").hint
+
+
+def test_missing_file_names_the_nearest(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("name: a\n")
+    with pytest.raises(RecipeError, match="no such recipe") as caught:
+        codec.load(tmp_path / "recpie.yaml")
+    assert caught.value.hint == f"did you mean `{tmp_path / 'recipe.yaml'}`?"
+
+
+def test_missing_file_in_a_missing_folder(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="no such recipe"):
+        codec.load(tmp_path / "nowhere" / "recipe.yaml")
+
+
+def test_folder_instead_of_a_file(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="this is a folder"):
+        codec.load(tmp_path)
+
+
+def test_wrong_encoding(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_bytes("name: caf\u00e9\n".encode("latin-1"))
+    with pytest.raises(RecipeError, match="not UTF-8 text") as caught:
+        codec.load(path)
+    assert "UTF-8" in caught.value.hint
+
+
+@pytest.mark.skipif(
+    os.name == "nt" or not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything"
+)
+def test_unreadable_file(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("name: a\n")
+    path.chmod(0)
+    with pytest.raises(RecipeError, match="cannot be read"):
+        codec.load(path)
+
+
+def test_aliases_cannot_blow_up(refused: Refused) -> None:
+    levels = ["a0: &a0 [x, x]"] + [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 20)]
+    assert "too large" in refused(text="\n".join(levels)).what
+
+
+@pytest.mark.parametrize("text", ["&a [*a]", "&a {x: *a}", "&a [[*a], *a]"])
+def test_an_alias_of_itself_ends(refused: Refused, text: str) -> None:
+    assert refused(f"logging: {text}\n").what
+
+
+def test_deep_nesting_is_refused(refused: Refused) -> None:
+    assert "too deeply" in refused(text="[" * 3000).what
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["!!python/object/apply:os.system [ls]", "!!python/name:os.system x", "!thing x", "!thing {a: b}", "!!binary aGk="],
+)
+def test_tags_are_refused(refused: Refused, value: str) -> None:
+    error = refused(f"seed: {value}\n")
+    assert "is not allowed in a recipe" in error.what
+    assert error.where.endswith("recipe.yaml:7")
+
+
+BAD_OVERRIDES = [
+    ("epochs", "is not an override", "section.key=value"),
+    ("=1", "is not an override", "section.key=value"),
+    ("training..epochs=1", "is not an override", "section.key=value"),
+    ("trainig.epochs=1", "unknown key `trainig`", "did you mean `training`?"),
+    ("training.epoch=1", "unknown key `epoch`", "did you mean `epochs`?"),
+    ("training.epochs='3'", "valid number", "remove the quotes"),
+    ("training.epochs=", "valid number", "write a number"),
+    ("training.epochs=no", "valid number", "write a number"),
+    ("training.betas=[0.9", "not valid YAML", ""),
+    ("data.train.1.limit=3", "is not an item of this list of 1", "count from 0"),
+    ("data.train.first.limit=3", "is not an item of this list of 1", "count from 0"),
+    ("data.train.0.lmit=3", "unknown key `lmit`", "did you mean `limit`?"),
+    ("adapter.rslora=no", "valid boolean", "true or false"),
+    ("name=123", "valid string", 'in quotes, "123"'),
+]
+
+
+@pytest.mark.parametrize(("override", "what", "hint"), BAD_OVERRIDES)
+def test_bad_override(refused: Refused, override: str, what: str, hint: str) -> None:
+    error = refused("", override)
+    assert what in error.what
+    assert hint in error.hint
+    assert error.where.startswith(("override ", "command line"))
+
+
+def test_an_error_of_the_file_is_not_blamed_on_an_override(refused: Refused) -> None:
+    error = refused("training: {epoch: 1}\n", "training.max_steps=3")
+    assert error.where.endswith("recipe.yaml:7 [training.epoch]")
+
+
+def test_keyword_that_is_no_data(write: Callable[..., Path]) -> None:
+    with pytest.raises(RecipeError, match="not plain data"):
+        codec.load(write(), training__epochs=object())
+
+
+def test_values_that_are_no_data() -> None:
+    with pytest.raises(RecipeError, match="not plain data"):
+        codec.parse({"name": object()})
