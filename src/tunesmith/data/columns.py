@@ -1,0 +1,223 @@
+"""Fields of the formats and the columns they are read from. Torch-free."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from tunesmith.data.bad_row import BadRow
+from tunesmith.errors import DataError
+
+_TEMPLATE_PART = re.compile(r"\{\{|\}\}|\{[^{}]*\}|[{}]")
+_PLAIN_NAME = re.compile(r"\w[\w -]*")
+
+
+@dataclass(frozen=True)
+class Field:
+    """A field of a format: the columns it is looked for in, in order, and whether a row must have one.
+
+    ``unless`` names a column that stands in for it.
+    """
+
+    name: str
+    columns: tuple[str, ...]
+    required: bool = True
+    unless: str | None = None
+
+
+FIELDS: dict[str, tuple[Field, ...]] = {
+    "text": (Field("text", ("text",)),),
+    "alpaca": (
+        Field("instruction", ("instruction",)),
+        Field("input", ("input",), required=False),
+        Field("output", ("output",), unless="instances"),
+        Field("system", ("system",), required=False),
+        Field("history", ("history",), required=False),
+    ),
+    "messages": (
+        Field("messages", ("messages", "conversations", "conversation")),
+        Field("tools", ("tools",), required=False),
+    ),
+    "sharegpt": (
+        Field("conversations", ("conversations", "conversation", "messages")),
+        Field("tools", ("tools",), required=False),
+        Field("system", ("system",), required=False),
+    ),
+    "prompt-completion": (
+        Field("prompt", ("prompt",)),
+        Field("completion", ("completion",)),
+        Field("system", ("system",), required=False),
+    ),
+    "labelled": (Field("text", ("text",)), Field("label", ("label",))),
+}
+"""Format to its fields."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """Where one field is read from: one of ``names``, or a template of literals and columns."""
+
+    field: Field
+    names: tuple[str, ...]
+    template: tuple[tuple[str, bool], ...] | None
+    is_named: bool
+
+    def read(self, values: Mapping[str, Any]) -> Any:
+        """The field's value in a row; None where an optional field is absent.
+
+        Raises:
+            BadRow: ``missing_column``, with the columns there are.
+        """
+        if self.template is not None:
+            return "".join(_part(values, text, is_column) for text, is_column in self.template)
+        for name in self.names:
+            if name in values:
+                return values[name]
+        if self.is_named or (self.field.required and (self.field.unless is None or self.field.unless not in values)):
+            raise BadRow("missing_column", _lacks(self.names[0], values))
+        return None
+
+    def has(self, values: Mapping[str, Any]) -> bool:
+        """Whether a row has what this field needs."""
+        try:
+            self.read(values)
+        except BadRow as fault:
+            return fault.reason != "missing_column"
+        return True
+
+
+@lru_cache(maxsize=64)
+def columns_of(name: str, given: tuple[tuple[str, str], ...]) -> dict[str, Column]:
+    """The column of each field of a format.
+
+    Args:
+        name: of the format.
+        given: pairs of field and column or template, as ``SourceSection.columns`` has them.
+
+    Raises:
+        DataError: a field the format does not have, or a broken template.
+    """
+    fields = FIELDS[name]
+    named = dict(given)
+    for key in named:
+        _check_field(key, name)
+    return {field.name: _column(field, named.get(field.name)) for field in fields}
+
+
+def check_field_names(names: Iterable[str]) -> None:
+    """Raise DataError for a name that is a field of no format."""
+    known = sorted({field.name for fields in FIELDS.values() for field in fields})
+    for name in names:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            hint = f"did you mean `{close[0]}`? " if close else ""
+            raise DataError(
+                f"no format has a field `{name}`",
+                where=f"columns.{name}",
+                hint=f"{hint}columns are given as FIELD: COLUMN; fields: {', '.join(known)}",
+            )
+
+
+def _check_field(key: str, name: str) -> None:
+    known = [field.name for field in FIELDS[name]]
+    if key in known:
+        return
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    others = [other for other in FIELDS if key in (field.name for field in FIELDS[other])]
+    hint = f"did you mean `{close[0]}`? " if close else ""
+    hint += f"fields of {name}: {', '.join(known)}"
+    if others:
+        hint += f"; `{key}` belongs to {', '.join(others)}"
+    raise DataError(f"the format {name} has no field `{key}`", where=f"columns.{key}", hint=hint)
+
+
+def _column(field: Field, given: str | None) -> Column:
+    if given is None:
+        return Column(field, field.columns, None, False)
+    if "{" in given or "}" in given:
+        return Column(field, (), parse_template(given, f"columns.{field.name}"), True)
+    return Column(field, (given,), None, True)
+
+
+def parse_template(template: str, where: str) -> tuple[tuple[str, bool], ...]:
+    """Parts of a template such as ``"{title}: {body}"``: pairs of text and whether it names a column.
+
+    Doubled braces are braces. A name in braces is letters, digits, ``_``, ``-`` and spaces: no attributes, indices,
+    conversions or widths.
+
+    Raises:
+        DataError: a lone brace or another thing in braces, or no column at all.
+    """
+    parts: list[tuple[str, bool]] = []
+    at = 0
+    for match in _TEMPLATE_PART.finditer(template):
+        parts.append((template[at : match.start()], False))
+        at = match.end()
+        token = match.group()
+        if token in ("{{", "}}"):
+            parts.append((token[0], False))
+        elif len(token) > 2 and _PLAIN_NAME.fullmatch(token[1:-1]):
+            parts.append((token[1:-1], True))
+        else:
+            raise DataError(
+                f"`{token}` in the template {template!r} is not a column in braces",
+                where=where,
+                hint="write {column} with a plain name; a brace itself is written twice",
+            )
+    parts.append((template[at:], False))
+    if not any(is_column for _, is_column in parts):
+        raise DataError(
+            f"the template {template!r} names no column", where=where, hint="write a column's name as {column}"
+        )
+    return tuple((text, is_column) for text, is_column in parts if text)
+
+
+def _part(values: Mapping[str, Any], text: str, is_column: bool) -> str:
+    if not is_column:
+        return text
+    if text not in values:
+        raise BadRow("missing_column", _lacks(text, values))
+    return as_text(values[text], f"column `{text}`")
+
+
+def as_text(value: Any, what: str) -> str:
+    """Text of a value: text itself, a number or boolean as JSON writes it, "" for a missing one.
+
+    Raises:
+        BadRow: ``wrong_type`` for lists and objects.
+    """
+    if isinstance(value, str):
+        return value
+    if value is None:
+        return ""
+    if isinstance(value, bool | int | float):
+        return json.dumps(value)
+    kind = (
+        "an object"
+        if isinstance(value, Mapping)
+        else "a list"
+        if isinstance(value, list | tuple)
+        else f"a {type(value).__name__}"
+    )
+    raise BadRow("wrong_type", f"{what} is {kind}, text is expected")
+
+
+def _lacks(name: str, values: Mapping[str, Any]) -> str:
+    return f"no column `{name}`; the columns are: {shown_columns(values)}"
+
+
+def shown_columns(values: Mapping[str, Any]) -> str:
+    """Names of a row's columns for a message."""
+    return ", ".join(values) if values else "none"
+
+
+def near_column(name: str, values: Mapping[str, Any]) -> str | None:
+    """A column whose name is close to ``name``, regardless of case."""
+    folded = {key.casefold(): key for key in values}
+    close = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.6)
+    return folded[close[0]] if close else None

@@ -1,0 +1,77 @@
+"""The sentences of a ledger: what must be said aloud about the data. Torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from tunesmith.data.ledger import POLICY_REASONS, Ledger, SourceCount
+from tunesmith.data.prepared import Split
+from tunesmith.data.reading import SourceFiles
+from tunesmith.recipe.data import DuplicatePolicy
+
+
+def count_of(number: int, one: str, many: str) -> str:
+    """``1 row`` or ``2,000 rows``."""
+    return f"{number:,} {one if number == 1 else many}"
+
+
+def format_notes(
+    sources: Sequence[SourceFiles], found: Sequence[Mapping[str, int]], counts: Sequence[SourceCount]
+) -> list[str]:
+    """What each source was read as, and limits that cut one short.
+
+    Args:
+        sources: in reading order.
+        found: for each source, sentence about a format -> files.
+        counts: for each source, what became of its rows.
+    """
+    said = []
+    for source, sentences, count in zip(sources, found, counts, strict=True):
+        for sentence, files in sentences.items():
+            among = f" ({count_of(files, 'file', 'files')})" if len(source.files) > 1 else ""
+            said.append(f"{source.name}{among}: {sentence}")
+        if source.section.limit is not None and count.rows_in == source.section.limit:
+            said.append(f"{source.name}: reading ended at {count_of(count.rows_in, 'row', 'rows')} (limit)")
+    return said
+
+
+def duplicate_notes(duplicates: Mapping[tuple[Split, Split], int], policy: DuplicatePolicy) -> list[str]:
+    """Rows whose input is in two splits, by (split they would go to, held-out split that has them)."""
+    said = []
+    for (split, repeated), number in sorted(duplicates.items()):
+        rows = count_of(number, f"{split} row has", f"{split} rows have")
+        act = "dropped" if policy == "drop" else f"kept, so that scores on the {repeated} rows flatter the model"
+        said.append(f"{rows} the same input as a {repeated} row: {act} (data.duplicates: {policy})")
+    return said
+
+
+def warning_notes(warnings: Mapping[str, int]) -> list[str]:
+    """What the renderer wants said about rows: sentence -> rows, most frequent first."""
+    ordered = sorted(warnings.items(), key=lambda item: (-item[1], item[0]))
+    return [f"in {count_of(number, 'row', 'rows')}: {sentence}" for sentence, number in ordered]
+
+
+def reject_notes(ledger: Ledger, context: int) -> list[str]:
+    """Rows left out as too long, and faulty rows by reason."""
+    said = []
+    if overlong := ledger.rejected.get("overlong", 0):
+        rows = count_of(overlong, "row is", "rows are")
+        said.append(f"{rows} longer than the context of {context:,} tokens: left out (data.overlong)")
+    if ledger.faults:
+        reasons = ", ".join(
+            f"{number:,} {reason}"
+            for reason, number in sorted(ledger.rejected.items(), key=lambda item: (-item[1], item[0]))
+            if reason not in POLICY_REASONS
+        )
+        said.append(f"{count_of(ledger.faults, 'faulty row was', 'faulty rows were')} rejected: {reasons}")
+    return said
+
+
+def split_notes(ledger: Ledger) -> list[str]:
+    """Splits that came out empty."""
+    held = (("validation", ledger.validation_rows), ("test", ledger.test_rows))
+    return [
+        f"the {split} split holds no row: data.{split} gives none of these {ledger.rows_in:,} rows"
+        for split, rows in held
+        if not rows
+    ]

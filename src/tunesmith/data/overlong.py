@@ -1,0 +1,118 @@
+"""Rows longer than the context: refused, dropped, cut into windows or truncated, by name and counted. Torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tunesmith.data.notes import count_of
+from tunesmith.data.packing import windows
+from tunesmith.data.store import WHOLE
+from tunesmith.errors import DataError
+from tunesmith.recipe.data import OverlongPolicy
+from tunesmith.records import Record, Row, Text
+
+_SHOWN = 3
+_POLICIES = (
+    "set data.overlong: `drop` leaves such rows out, `truncate` keeps their first tokens, "
+    "`split` cuts plain documents into windows; or raise model.context where the model allows it"
+)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What is stored of a row: all of it, its beginning, or window number ``window``."""
+
+    ids: Sequence[int]
+    trained: Sequence[bool]
+    window: int = WHOLE
+
+
+class Overlong:
+    """Applies the policy row by row and remembers what must be said.
+
+    Args:
+        policy: the recipe's ``data.overlong``; None is ``error`` for conversations and ``split`` for plain documents.
+        context: most tokens of a row.
+    """
+
+    def __init__(self, policy: OverlongPolicy | None, context: int) -> None:
+        self._policy = policy
+        self._context = context
+        self._refused: list[tuple[Row, int]] = []
+        self._longest = 0
+        self.num_refused = 0
+        self.num_split = 0
+        self.num_windows = 0
+        self.num_truncated = 0
+
+    def fit(self, row: Row, ids: Sequence[int], trained: Sequence[bool]) -> list[Piece]:
+        """Pieces of the row that fit the context; none where the policy leaves it out.
+
+        Raises:
+            DataError: the policy is ``split`` and the row is not a plain document.
+        """
+        if len(ids) <= self._context:
+            return [Piece(ids, trained)]
+        policy = self._policy or default_policy(row.record)
+        if policy == "split":
+            return self._split(row, ids, trained)
+        if policy == "truncate":
+            # The first token has nothing before it: trained or not, it gives no target.
+            if not any(trained[1 : self._context]):
+                return []
+            self.num_truncated += 1
+            return [Piece(ids[: self._context], trained[: self._context])]
+        if policy == "error":
+            self.num_refused += 1
+            self._longest = max(self._longest, len(ids))
+            if len(self._refused) < _SHOWN:
+                self._refused.append((row, len(ids)))
+        return []
+
+    def _split(self, row: Row, ids: Sequence[int], trained: Sequence[bool]) -> list[Piece]:
+        if not isinstance(row.record, Text):
+            raise DataError(
+                f"a conversation of {len(ids):,} tokens is longer than the context of {self._context:,}, "
+                "and `split` cuts plain documents only: a later window of a conversation would lack its question",
+                where=str(row.origin),
+                hint="set data.overlong to drop, truncate or error",
+            )
+        cuts = windows(len(ids), self._context)
+        self.num_split += 1
+        self.num_windows += len(cuts)
+        return [Piece(ids[start:end], trained[start:end], number) for number, (start, end) in enumerate(cuts)]
+
+    def check(self) -> None:
+        """Raise DataError where rows were refused: names the first, their lengths, the context and the policies."""
+        if not self.num_refused:
+            return
+        first, _ = self._refused[0]
+        named = ", ".join(f"{row.origin} ({length:,} tokens)" for row, length in self._refused)
+        more = self.num_refused - len(self._refused)
+        raise DataError(
+            f"{count_of(self.num_refused, 'row is', 'rows are')} longer than the context of {self._context:,} tokens: "
+            f"{named}{f' and {more:,} more, the longest {self._longest:,} tokens' if more else ''}",
+            where=str(first.origin),
+            hint=_POLICIES,
+        )
+
+    def notes(self) -> list[str]:
+        """What was cut, as sentences."""
+        said = []
+        if self.num_split:
+            said.append(
+                f"{count_of(self.num_split, 'document', 'documents')} longer than {self._context:,} tokens became "
+                f"{self.num_windows:,} windows without loss of text"
+            )
+        if self.num_truncated:
+            said.append(
+                f"{count_of(self.num_truncated, 'row was', 'rows were')} truncated to the first {self._context:,} tokens "
+                "(data.overlong: truncate)"
+            )
+        return said
+
+
+def default_policy(record: Record) -> OverlongPolicy:
+    """What an unset ``data.overlong`` means for a record."""
+    return "split" if isinstance(record, Text) else "error"

@@ -1,0 +1,270 @@
+"""Files of a source, and their rows as a stream in bounded memory. Torch-free.
+
+    SourceSection.path ──expand──> files ──read_rows──> RawRow | Rejected
+
+| suffix | rows |
+|---|---|
+| ``.jsonl`` ``.ndjson`` | one JSON object a line |
+| ``.json`` | an array of objects, an object with one list of them, one object, or JSON lines |
+| ``.csv`` ``.tsv`` | a header, then rows; quoted fields may hold line ends |
+| ``.parquet`` | rows of the table |
+| ``.txt`` | one document a file; see ``text_rows`` |
+
+All but parquet may be packed as ``.gz`` or ``.zst``.
+"""
+
+from __future__ import annotations
+
+import codecs
+import difflib
+import glob
+import re
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from tunesmith.data.bad_row import BadRow
+from tunesmith.data.json_rows import json_rows, jsonl_rows
+from tunesmith.data.streams import PACKED, decode, open_stream, refuse_utf16, visible
+from tunesmith.data.table_rows import csv_rows, parquet_rows, tsv_rows
+from tunesmith.errors import DataError
+from tunesmith.recipe.data import SourceSection
+from tunesmith.records import Origin, RawRow, Rejected
+
+Reader = Callable[[Path, str], Iterator[RawRow | Rejected]]
+
+WHOLE_TEXT_BYTES = 1 << 20
+"""A text file up to this size is one document."""
+
+PIECE_BYTES = 1 << 16
+"""About the size of the pieces of a longer one."""
+
+_SHOWN_NAMES = 8
+
+
+def text_rows(path: Path, shown: str) -> Iterator[RawRow | Rejected]:
+    """Plain text: the file is one document, blank lines and all.
+
+    A file above ``WHOLE_TEXT_BYTES`` (1 MiB) is cut into pieces of about ``PIECE_BYTES`` (64 KiB) at the next blank
+    line, or after four times as much at a line end, or within a line. The pieces joined are the file: nothing is lost
+    or changed. The line of a piece is where it starts. A piece with bytes that are not UTF-8 is a Rejected.
+    """
+    with open_stream(path) as stream:
+        head = stream.read(WHOLE_TEXT_BYTES + 1)
+        is_whole = len(head) <= WHOLE_TEXT_BYTES
+    refuse_utf16(head, shown)
+    if is_whole:
+        offset = len(codecs.BOM_UTF8) if head.startswith(codecs.BOM_UTF8) else 0
+        if head:
+            yield _text_row(head[offset:], offset, Origin(shown, 1))
+        return
+    line, offset = 1, 0
+    for piece in _pieces(path):
+        mark = len(codecs.BOM_UTF8) if not offset and piece.startswith(codecs.BOM_UTF8) else 0
+        yield _text_row(piece[mark:], offset + mark, Origin(shown, line))
+        offset += len(piece)
+        line += piece.count(b"\n")
+
+
+def _pieces(path: Path) -> Iterator[bytes]:
+    held: list[bytes] = []
+    size = 0
+    with open_stream(path) as stream:
+        while data := stream.readline(PIECE_BYTES):
+            data += stream.read(_missing_bytes(data))
+            held.append(data)
+            size += len(data)
+            if (size >= PIECE_BYTES and not data.strip()) or size >= 4 * PIECE_BYTES:
+                yield b"".join(held)
+                held, size = [], 0
+    if held:
+        yield b"".join(held)
+
+
+def _missing_bytes(data: bytes) -> int:
+    """How many bytes the last character of UTF-8 bytes lacks, 0 where it is whole or is none."""
+    for back in range(1, min(4, len(data)) + 1):
+        byte = data[-back]
+        if byte >= 0xC0:
+            width = 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4
+            return max(0, width - back)
+        if byte < 0x80:
+            return 0
+    return 0
+
+
+def _text_row(data: bytes, offset: int, origin: Origin) -> RawRow | Rejected:
+    try:
+        return RawRow(origin, {"text": decode(data, offset)})
+    except BadRow as fault:
+        return Rejected(origin, fault.reason, fault.detail, visible(data))
+
+
+READERS: dict[str, Reader] = {
+    ".jsonl": jsonl_rows,
+    ".ndjson": jsonl_rows,
+    ".json": json_rows,
+    ".csv": csv_rows,
+    ".tsv": tsv_rows,
+    ".parquet": parquet_rows,
+    ".txt": text_rows,
+}
+"""Suffix to reader."""
+
+_KNOWN = f"known: {', '.join(READERS)}, each but .parquet also with {' or '.join(PACKED)}"
+
+
+def expand(source: SourceSection, folder: Path) -> list[Path]:
+    """Files that a source names, in order; each pattern's files sorted, a file named twice taken once.
+
+    A folder means all files of known suffixes in it and below it, hidden ones left out; ``**`` in a glob any depth.
+
+    Args:
+        source: with paths relative to ``folder``, or absolute.
+        folder: where the recipe lies.
+
+    Raises:
+        DataError: nothing matches, a file is missing or empty, or its suffix is not known.
+    """
+    patterns = [source.path] if isinstance(source.path, str) else source.path
+    if not patterns:
+        raise DataError("a source names no file", where="path", hint="give a file, a folder or a glob")
+    found: dict[Path, None] = {}
+    for pattern in patterns:
+        found.update(dict.fromkeys(_matches(pattern, folder)))
+    for path in found:
+        if path.stat().st_size == 0:
+            raise DataError(
+                "the file is empty", where=str(path), hint="remove it from the source, or write rows into it"
+            )
+    return list(found)
+
+
+def _matches(pattern: str, folder: Path) -> list[Path]:
+    path = folder / _at_home(pattern)
+    if not pattern.strip():
+        raise DataError("a path is empty", where="path", hint="give a file, a folder or a glob")
+    if path.is_file():
+        return [_known(path)]
+    if path.is_dir():
+        return _below(path)
+    if not glob.has_magic(pattern):
+        raise DataError("there is no such file", where=str(path), hint=_near(path))
+    anchor = _at_home(pattern)
+    text = str(anchor) if anchor.is_absolute() else str(Path(glob.escape(str(folder))) / anchor)
+    paths = sorted(Path(name) for name in glob.glob(text, recursive=True) if Path(name).is_file())
+    if not paths:
+        raise DataError("the glob matches no file", where=str(path), hint=_near(path))
+    return [_known(item) for item in paths]
+
+
+def _at_home(pattern: str) -> Path:
+    return Path(pattern).expanduser() if pattern.startswith(("~/", "~\\")) else Path(pattern)
+
+
+def _below(folder: Path) -> list[Path]:
+    files = [path for path in folder.rglob("*") if path.is_file() and not _is_hidden(path.relative_to(folder))]
+    known = sorted(path for path in files if _reader(path) is not None)
+    if not known:
+        raise DataError(
+            "the folder holds no file of a known kind", where=str(folder), hint=f"{_content(folder)}; {_KNOWN}"
+        )
+    return known
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def _known(path: Path) -> Path:
+    if _reader(path) is not None:
+        return path
+    suffix = _suffix(path)
+    if suffix == ".xml":
+        raise DataError("XML is not supported", where=str(path), hint=f"turn it into .jsonl first; {_KNOWN}")
+    if suffix == ".parquet":
+        raise DataError(
+            "a parquet file is not packed again", where=str(path), hint="unpack it; parquet compresses its columns"
+        )
+    raise DataError(
+        f"files with the suffix {suffix!r} are not read" if suffix else "a file without a suffix is not read",
+        where=str(path),
+        hint=_KNOWN,
+    )
+
+
+def _suffix(path: Path) -> str:
+    name = path.name.lower()
+    for packed in PACKED:
+        name = name.removesuffix(packed)
+    return Path(name).suffix
+
+
+def _reader(path: Path) -> Reader | None:
+    suffix = _suffix(path)
+    if suffix == ".parquet" and path.suffix.lower() != ".parquet":
+        return None
+    return READERS.get(suffix)
+
+
+def _near(path: Path) -> str:
+    """What there is instead of a missing file or an unmatched glob."""
+    parent = path.parent
+    while not parent.is_dir() or re.search(r"[*?\[]", parent.name):
+        if parent == parent.parent:
+            break
+        parent = parent.parent
+    names = [name.rstrip("/") for name in _names(parent)]
+    wanted = path.relative_to(parent).parts[0] if path.is_relative_to(parent) and path != parent else path.name
+    close = difflib.get_close_matches(wanted, names, n=3, cutoff=0.6)
+    if close:
+        return f"did you mean {' or '.join(f'`{name}`' for name in close)}? {_content(parent)}"
+    return _content(parent)
+
+
+def _names(folder: Path) -> list[str]:
+    """Names in a folder that are not hidden, folders with a slash; none where it cannot be listed."""
+    try:
+        return sorted(
+            item.name + ("/" if item.is_dir() else "") for item in folder.iterdir() if not item.name.startswith(".")
+        )
+    except OSError:
+        return []
+
+
+def _content(folder: Path) -> str:
+    names = _names(folder)
+    if not names:
+        return f"there is nothing in {folder}"
+    more = f" and {len(names) - _SHOWN_NAMES} more" if len(names) > _SHOWN_NAMES else ""
+    return f"{folder} holds: {', '.join(names[:_SHOWN_NAMES])}{more}"
+
+
+def read_rows(path: Path, shown: str) -> Iterator[RawRow | Rejected]:
+    """Stream the rows of one file; faulty rows come as Rejected in their place.
+
+    Args:
+        path: the file; its suffix chooses the reader.
+        shown: its name in origins and messages.
+
+    Raises:
+        DataError: the file is missing, torn, unreadable or without any row, or broken so that its rows cannot be told
+            apart.
+    """
+    reader = _reader(_known(path))
+    assert reader is not None
+    num_rows = 0
+    try:
+        for row in reader(path, shown):
+            num_rows += 1
+            yield row
+    except FileNotFoundError as error:
+        raise DataError("there is no such file", where=shown, hint=_near(path)) from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(
+            f"the file cannot be read: {error}",
+            where=shown,
+            hint="check that it is whole, packed as its suffix says, and yours to read",
+        ) from error
+    if num_rows == 0:
+        raise DataError("the file holds no rows", where=shown, hint="remove it from the source, or write rows into it")

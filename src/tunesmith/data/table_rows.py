@@ -1,0 +1,178 @@
+"""Rows of csv, tsv and parquet files, in bounded memory. Torch-free."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import decimal
+import io
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tunesmith.data.bad_row import BadRow
+from tunesmith.data.streams import MAX_ITEM_BYTES, encoding_detail, lines, open_stream
+from tunesmith.errors import DataError
+from tunesmith.records import Origin, RawRow, Rejected
+
+_PARQUET_ROWS = 1024
+
+
+class _Feed:
+    """Text lines for ``csv.reader``; remembers the bytes that were not UTF-8, by line."""
+
+    def __init__(self, stream: io.BufferedIOBase, shown: str) -> None:
+        self._lines = lines(stream, shown)
+        self._faults: list[tuple[int, str]] = []
+
+    def __iter__(self) -> Iterator[str]:
+        for line in self._lines:
+            try:
+                yield line.data.decode("utf-8")
+            except UnicodeDecodeError as error:
+                byte, offset = line.data[error.start], line.offset + error.start
+                self._faults.append((line.number, encoding_detail(byte, offset)))
+                yield line.data.decode("utf-8", "backslashreplace")
+
+    def fault(self, last_line: int) -> str | None:
+        """The first fault up to a line since the last call."""
+        found = [detail for number, detail in self._faults if number <= last_line]
+        self._faults = [item for item in self._faults if item[0] > last_line]
+        return found[0] if found else None
+
+
+def csv_rows(path: Path, shown: str) -> Iterator[RawRow | Rejected]:
+    """Rows under the header of a comma-separated file; the line of a row is where it starts."""
+    return _separated(path, shown, ",")
+
+
+def tsv_rows(path: Path, shown: str) -> Iterator[RawRow | Rejected]:
+    """The same with tabs; quotes work as in csv."""
+    return _separated(path, shown, "\t")
+
+
+def _separated(path: Path, shown: str, delimiter: str) -> Iterator[RawRow | Rejected]:
+    csv.field_size_limit(MAX_ITEM_BYTES)
+    with open_stream(path) as stream:
+        feed = _Feed(stream, shown)
+        reader = csv.reader(feed, delimiter=delimiter, strict=True)
+        header: list[str] | None = None
+        while True:
+            start = reader.line_num + 1
+            try:
+                fields = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                yield _csv_fault(error, Origin(shown, start), reader.line_num, is_header=header is None)
+                feed.fault(reader.line_num)
+                continue
+            fault = feed.fault(reader.line_num)
+            if not fields:
+                continue
+            if header is None:
+                header = _header(fields, fault, Origin(shown, start), delimiter)
+            elif fault is not None:
+                yield Rejected(Origin(shown, start), "wrong_encoding", fault, fields)
+            else:
+                yield _csv_row(fields, header, Origin(shown, start))
+
+
+def _csv_row(fields: list[str], header: list[str], origin: Origin) -> RawRow | Rejected:
+    if len(fields) < len(header):
+        lacking = ", ".join(header[len(fields) :])
+        return Rejected(origin, "missing_column", f"{len(fields)} of {len(header)} fields; lacks: {lacking}", fields)
+    if len(fields) > len(header):
+        detail = f"{len(fields)} fields under {len(header)} columns; quote a field that holds the separator"
+        return Rejected(origin, "wrong_type", detail, fields)
+    return RawRow(origin, dict(zip(header, fields, strict=True)))
+
+
+def _csv_fault(error: csv.Error, origin: Origin, last_line: int, *, is_header: bool) -> Rejected:
+    message = str(error)
+    if "unexpected end of data" in message or "field larger" in message:
+        raise DataError(
+            "a quote is opened and never closed",
+            where=str(origin),
+            hint='close it, or write a quote in a quoted field as ""',
+        ) from None
+    if is_header:
+        raise DataError(
+            f"the header cannot be read: {message}", where=str(origin), hint="the first line names the columns"
+        ) from None
+    span = f"lines {origin.line} to {last_line}: " if last_line > origin.line else ""
+    return Rejected(origin, "wrong_type", f"{span}{message}")
+
+
+def _header(fields: list[str], fault: str | None, origin: Origin, delimiter: str) -> list[str]:
+    """Names of the columns; one without a name is called after its number."""
+    if fault is not None:
+        raise DataError(fault, where=str(origin), hint="save the file as UTF-8")
+    names = [name if name.strip() else f"column_{number}" for number, name in enumerate(fields, 1)]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise DataError(
+            f"the header names a column twice: {', '.join(repeated)}", where=str(origin), hint="rename one of them"
+        )
+    others = [other for other in ",;\t" if other != delimiter and other in names[0]]
+    if len(names) == 1 and others:
+        raise DataError(
+            f"the header is one field and holds {others[0]!r}: another separator is used",
+            where=str(origin),
+            hint="use commas in .csv and tabs in .tsv",
+        )
+    return names
+
+
+def parquet_rows(path: Path, shown: str) -> Iterator[RawRow | Rejected]:
+    """Rows of a parquet file; their line is the number of the row from 1.
+
+    Dates become ISO text, decimals text, NaN a missing value, bytes text where they are UTF-8.
+
+    Raises:
+        DataError: the file is torn or not parquet.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    number = 0
+    try:
+        with pyarrow.parquet.ParquetFile(path) as table:
+            for batch in table.iter_batches(batch_size=_PARQUET_ROWS):
+                for values in batch.to_pylist():
+                    number += 1
+                    yield _parquet_row(values, Origin(shown, number))
+    except pyarrow.ArrowException as error:
+        raise DataError(
+            f"the parquet file cannot be read: {error}",
+            where=shown,
+            hint="write it again; it may be torn or another format",
+        ) from error
+
+
+def _parquet_row(values: dict[str, Any], origin: Origin) -> RawRow | Rejected:
+    try:
+        return RawRow(origin, {name: _plain(value) for name, value in values.items()})
+    except BadRow as fault:
+        return Rejected(origin, fault.reason, fault.detail, {name: str(value) for name, value in values.items()})
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON knows it."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else str(value)
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
+    if isinstance(value, datetime.timedelta | decimal.Decimal):
+        return str(value)
+    if isinstance(value, bytes):
+        try:
+            return value.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise BadRow("wrong_encoding", f"byte 0x{value[error.start]:02x} of a binary column is not UTF-8") from None
+    return value
