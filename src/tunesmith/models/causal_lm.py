@@ -1,0 +1,137 @@
+"""The facade over a causal language model of transformers: packs in, wanted quantities out.
+
+The base of the model runs with our packed attention; its head runs fused with the loss, inside ``forward``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tunesmith.errors import ModelError
+from tunesmith.models.attention import NAME, layout_of
+from tunesmith.models.head import Head, token_logprob
+from tunesmith.types import Batch, Outputs
+
+
+class CausalLM(nn.Module):
+    """A causal language model as objectives see it.
+
+    ``hf`` is the module of transformers; adapters attach to it and its parameter names are the names everywhere.
+    """
+
+    def __init__(self, hf: nn.Module) -> None:
+        super().__init__()
+        self.hf: Any = hf
+        self.use_packs()
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the parameters."""
+        device: torch.device = next(self.hf.parameters()).device
+        return device
+
+    def use_packs(self) -> None:
+        """Run attention over packs (training, scoring)."""
+        _set_attention(self.hf, NAME)
+
+    def recompute_activations(self) -> None:
+        """Keep only each layer's input and run the layer again in the backward pass."""
+        enable = getattr(self.hf, "activation_checkpointing_enable", None) or self.hf.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
+
+    @contextmanager
+    def plain_attention(self) -> Iterator[Any]:
+        """Within the context ``hf`` is an ordinary model of transformers with SDPA (generation with a cache)."""
+        was_training = self.hf.training
+        _set_attention(self.hf, "sdpa")
+        self.hf.eval()
+        try:
+            yield self.hf
+        finally:
+            self.hf.train(was_training)
+            self.use_packs()
+
+    def head(self) -> Head:
+        """The output head as tensors, with what the model does to its logits."""
+        layer = self.hf.get_output_embeddings()
+        config = self.hf.config.get_text_config()
+        scale = float(getattr(config, "logit_scale", None) or 1.0)
+        if getattr(config, "logits_scaling", None):
+            scale /= float(config.logits_scaling)
+        cap = getattr(config, "final_logit_softcapping", None)
+        return Head(layer.weight, getattr(layer, "bias", None), scale, cap)
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """Last hidden states ``[T, H]`` of a pack."""
+        base = getattr(self.hf, self.hf.base_model_prefix)
+        pack = layout_of(batch.starts_D1, batch.lengths)
+        result = base(
+            input_ids=batch.input_ids_T[None], position_ids=batch.positions_T[None], use_cache=False, pack=pack
+        )
+        hidden_TH: Tensor = result.last_hidden_state[0]
+        return hidden_TH
+
+    def forward(self, batch: Batch, want: Collection[str] = ("logprob",)) -> Outputs:
+        """Run the pack.
+
+        Args:
+            batch: the pack, on the model's device.
+            want: any of ``logprob``, ``entropy``, ``correct``, ``hidden``.
+
+        Returns:
+            What was wanted; log-probabilities in fp32 nats at scored positions.
+        """
+        hidden_TH = self.hidden(batch)
+        if set(want) <= {"hidden"}:
+            return Outputs(hidden_TH=hidden_TH)
+        more = "entropy" in want or "correct" in want
+        scored_SH = hidden_TH.index_select(0, batch.scored_S)
+        logprob_S, entropy_S, correct_S = token_logprob(scored_SH, self.head(), batch.targets_S, want_more=more)
+        return Outputs(
+            logprob_S=logprob_S,
+            entropy_S=entropy_S if more else None,
+            correct_S=correct_S if more else None,
+            hidden_TH=hidden_TH if "hidden" in want else None,
+        )
+
+    @torch.no_grad()
+    def check_facade(self) -> None:
+        """Compare our head and packed attention with the model's own forward on a dozen tokens.
+
+        Raises:
+            ModelError: the model does something to hidden states or logits that the facade does not know.
+        """
+        size = self.hf.get_input_embeddings().weight.shape[0]
+        ids_T = (torch.arange(12, device=self.device) * 7 + 3) % size
+        batch = Batch(
+            input_ids_T=ids_T, positions_T=torch.arange(12, device=self.device),
+            starts_D1=torch.tensor([0, 12], dtype=torch.int32, device=self.device), lengths=(12,),
+            scored_S=torch.arange(12, device=self.device), targets_S=ids_T,
+            weights_S=torch.ones(12, device=self.device), document_S=torch.zeros(12, dtype=torch.long, device=self.device),
+            rows=(0,),
+        )  # fmt: skip
+        training = self.hf.training
+        self.hf.eval()
+        ours_TV = self.head().logits(self.hidden(batch))
+        self.hf.train(training)
+        with self.plain_attention() as hf:
+            theirs_TV = hf(input_ids=ids_T[None], use_cache=False).logits[0].float()
+        gap = (ours_TV - theirs_TV).abs().max().item()
+        bound = (2e-4 if self.hf.dtype == torch.float32 else 5e-2) * max(1.0, theirs_TV.abs().max().item())
+        if not gap <= bound:
+            raise ModelError(
+                f"this architecture ({type(self.hf).__name__}) computes its logits in a way Tunesmith does not know: "
+                f"largest difference {gap:.3g} against {bound:.3g} allowed",
+                hint="tested families: Llama, Qwen 2 and 3, Mistral, Gemma, Phi, GPT-2",
+            )
+
+
+def _set_attention(hf: Any, name: str) -> None:
+    """Switch every attention layer; they share the model's configuration object."""
+    for config in {id(item): item for item in (hf.config, hf.config.get_text_config())}.values():
+        config._attn_implementation = name

@@ -1,0 +1,242 @@
+"""Sizes of a model from its config.json and the headers of its weight files. Torch-free; no weight is read."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tunesmith.errors import ModelError
+from tunesmith.models import names
+from tunesmith.models.weights import TensorInfo, read_tensors
+
+DROPPED_FIELDS = ("auto_map", "attn_implementation", "_attn_implementation", "kernel_config", "quantization_config")
+"""Fields of a downloaded config that could run code or choose kernels; they are dropped, not obeyed."""
+
+_BUFFERS = re.compile(r"rotary_emb\.inv_freq$|\.masked_bias$|position_ids$|rotary_pos_emb\.inv_freq$")
+_SHORT_TYPES = {"F32": "fp32", "BF16": "bf16", "F16": "fp16"}
+_BASE_PREFIX = {
+    "gpt2": "transformer", "gpt_neo": "transformer", "gptj": "transformer", "codegen": "transformer",
+    "bloom": "transformer", "falcon": "transformer", "gpt_neox": "gpt_neox",
+}  # fmt: skip
+_UNSTATED_CONTEXT = 2048
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What the files say of a model, without loading it.
+
+    ``tensors`` maps parameter names as transformers' module has them to shapes; a tied head and buffers are left out, so
+    ``num_parameters`` counts each parameter once. ``dtype`` is ``fp32``, ``bf16`` or ``fp16``, that of most bytes.
+    ``embedding_rows`` is what a token id may reach at most, minus one. ``dropped_fields`` of config.json are not obeyed.
+    """
+
+    architecture: str
+    model_type: str
+    num_parameters: int
+    weights_bytes: int
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    vocab_size: int
+    embedding_rows: int
+    context: int
+    context_stated: bool
+    tied: bool
+    dtype: str
+    activation: str
+    gated: bool
+    sliding_window: int | None
+    tensors: Mapping[str, tuple[int, ...]]
+    dropped_fields: tuple[str, ...]
+
+    @property
+    def is_causal_lm(self) -> bool:
+        """Whether the architecture predicts the next token, by its name."""
+        return any(word in self.architecture for word in ("CausalLM", "LMHeadModel", "ForConditionalGeneration"))
+
+    @property
+    def shape_name(self) -> str:
+        """Short name of the shape; models that share it cost the same."""
+        return (
+            f"{self.model_type}-h{self.hidden_size}-l{self.num_layers}-q{self.num_heads}x{self.head_dim}"
+            f"-kv{self.num_kv_heads}-f{self.intermediate_size}-v{self.embedding_rows}"
+        )
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Values of config.json as they stand.
+
+    Raises:
+        ModelError: missing or not a JSON object.
+    """
+    path = folder / "config.json"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(
+            "the model folder has no config.json", where=str(folder), hint="give a folder in Hugging Face layout"
+        ) from None
+    except (ValueError, UnicodeDecodeError) as error:
+        raise ModelError(
+            f"config.json is not valid JSON: {error}", where=str(path), hint="copy the file again"
+        ) from None
+    if not isinstance(values, dict):
+        raise ModelError("config.json is not a JSON object", where=str(path), hint="copy the file again")
+    return values
+
+
+def read_facts(folder: Path) -> ModelFacts:
+    """Read config.json and the safetensors headers of a model folder.
+
+    Raises:
+        ModelError: config.json missing, broken or without a size; weights missing, torn, pickled or quantised; config
+            and weights that do not belong together.
+    """
+    whole = read_config(folder)
+    dropped = tuple(field for field in DROPPED_FIELDS if field in whole)
+    inner = whole.get("text_config")
+    config = {**whole, **inner} if isinstance(inner, dict) and "hidden_size" not in whole else whole
+    stored = read_tensors(folder)
+    _refuse_quantised(folder, whole, stored)
+    model_type = str(config.get("model_type", "unknown"))
+    tied = _is_tied(config, stored)
+    kept = _parameters(stored, model_type, tied)
+    shapes = {name: item.shape for name, item in kept.items()}
+    size = _Sizes(folder, config)
+    hidden = size.need("hidden_size", "n_embd", "d_model")
+    heads = size.need("num_attention_heads", "n_head")
+    vocabulary = size.need("vocab_size")
+    rows = next((shape[0] for name, shape in shapes.items() if names.is_embedding(name)), vocabulary)
+    context = size.get("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
+    facts = ModelFacts(
+        architecture=str((whole.get("architectures") or ["unknown"])[0]),
+        model_type=model_type,
+        num_parameters=sum(item.num_elements for item in kept.values()),
+        weights_bytes=sum(item.num_bytes for item in kept.values()),
+        hidden_size=hidden,
+        num_layers=size.need("num_hidden_layers", "n_layer"),
+        num_heads=heads,
+        num_kv_heads=_kv_heads(config, size, heads),
+        head_dim=size.get("head_dim") or hidden // heads,
+        intermediate_size=size.get("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size") or 4 * hidden,
+        vocab_size=vocabulary,
+        embedding_rows=rows,
+        context=context or _UNSTATED_CONTEXT,
+        context_stated=context is not None,
+        tied=tied,
+        dtype=_main_dtype(kept),
+        activation=str(config.get("hidden_act") or config.get("activation_function") or "gelu"),
+        gated=any(re.search(r"gate_proj|gate_up_proj|\.w3\.", name) for name in shapes),
+        sliding_window=_sliding_window(config),
+        tensors=shapes,
+        dropped_fields=dropped,
+    )
+    _check_together(folder, facts)
+    return facts
+
+
+class _Sizes:
+    """Positive whole numbers of a config under any of their names."""
+
+    def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self.config = config
+
+    def get(self, *keys: str) -> int | None:
+        for key in keys:
+            value = self.config.get(key)
+            if isinstance(value, list) and value and all(isinstance(item, int) for item in value):
+                value = max(value)
+            if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+                return value
+        return None
+
+    def need(self, *keys: str) -> int:
+        value = self.get(*keys)
+        if value is None:
+            where = str(self.folder / "config.json")
+            raise ModelError(f"config.json does not say `{keys[0]}`", where=where, hint="copy the file again")
+        return value
+
+
+def _kv_heads(config: Mapping[str, Any], size: _Sizes, heads: int) -> int:
+    if config.get("multi_query") is True and not config.get("new_decoder_architecture"):
+        return 1
+    return size.get("num_key_value_heads", "num_kv_heads") or heads
+
+
+def _is_tied(config: Mapping[str, Any], stored: Mapping[str, TensorInfo]) -> bool:
+    """What config.json says; where it is silent a file without a head means tied, as transformers saves it."""
+    stated = config.get("tie_word_embeddings")
+    if isinstance(stated, bool):
+        return stated
+    return not any(names.is_head(name) for name in stored)
+
+
+def _parameters(stored: Mapping[str, TensorInfo], model_type: str, tied: bool) -> dict[str, TensorInfo]:
+    """Stored tensors that are parameters, under the names of the causal language model's module."""
+    prefix = _BASE_PREFIX.get(model_type, "model")
+    bare = not any(name.startswith((f"{prefix}.", "model.", "transformer.", "language_model.")) for name in stored)
+    kept: dict[str, TensorInfo] = {}
+    for name, item in stored.items():
+        is_causal_mask = name.endswith(("attn.bias", "attention.bias")) and len(item.shape) == 4
+        is_tied_copy = tied and names.is_head(name) and name.endswith("weight")
+        if is_causal_mask or is_tied_copy or _BUFFERS.search(name):
+            continue
+        kept[f"{prefix}.{name}" if bare and not names.is_head(name) else name] = item
+    return kept
+
+
+def _main_dtype(kept: Mapping[str, TensorInfo]) -> str:
+    sizes: dict[str, int] = {}
+    for item in kept.values():
+        sizes[item.dtype] = sizes.get(item.dtype, 0) + item.num_bytes
+    main = max(sizes, key=lambda dtype: sizes[dtype]) if sizes else "F32"
+    return _SHORT_TYPES.get(main, main.lower())
+
+
+def _sliding_window(config: Mapping[str, Any]) -> int | None:
+    """Width of the window where every layer has it; with some full layers the window saves no memory at the peak."""
+    window = config.get("sliding_window")
+    if not isinstance(window, int) or config.get("use_sliding_window") is False:
+        return None
+    kinds = config.get("layer_types")
+    return None if isinstance(kinds, list) and "full_attention" in kinds else window
+
+
+def _refuse_quantised(folder: Path, config: Mapping[str, Any], stored: Mapping[str, TensorInfo]) -> None:
+    odd = {item.dtype for item in stored.values() if len(item.shape) >= 2} - {"F64", *_SHORT_TYPES, "BOOL"}
+    quantised = config.get("quantization_config")
+    if quantised is None or not odd:
+        return
+    method = quantised.get("quant_method", "unknown") if isinstance(quantised, dict) else "unknown"
+    raise ModelError(
+        f"the weights are quantised ({method}, stored as {', '.join(sorted(odd))}); tuning starts from 16- or 32-bit weights",
+        where=str(folder),
+        hint="give the folder of the model before quantisation",
+    )
+
+
+def _check_together(folder: Path, facts: ModelFacts) -> None:
+    layers = {index for name in facts.tensors if (index := names.layer_index(name)) is not None}
+    missing = [index for index in range(facts.num_layers) if index not in layers]
+    again = "config.json and the weights do not belong together: copy the whole folder again"
+    if missing:
+        raise ModelError(
+            f"config.json says {facts.num_layers} layers, the weight files lack layer {missing[0]}",
+            where=str(folder),
+            hint=again,
+        )
+    if facts.embedding_rows != facts.vocab_size:
+        raise ModelError(
+            f"config.json says a vocabulary of {facts.vocab_size:,}, the embedding has {facts.embedding_rows:,} rows",
+            where=str(folder),
+            hint=again,
+        )

@@ -1,0 +1,167 @@
+"""Answers with a key/value cache: batched, greedy or sampled, each prompt with a random stream of its own.
+
+Prompts of a batch are padded on the left; answers that ended leave the batch, so the cache shrinks with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from tunesmith.models.causal_lm import CausalLM
+from tunesmith.types import Completion, Sampling
+
+
+class Generator:
+    """A Sampler over a module of our own.
+
+    Args:
+        model: the facade.
+        stop_ids: tokens that end an answer; they are not part of it.
+        pad_id: fills the left of shorter prompts; never seen by attention.
+        decode: token ids to text.
+        batch_tokens: prompt tokens in one batch.
+    """
+
+    def __init__(
+        self, model: CausalLM, *, stop_ids: frozenset[int], pad_id: int, decode: Any, batch_tokens: int = 8192
+    ) -> None:
+        self.model = model
+        self.stop_ids = stop_ids
+        self.pad_id = pad_id
+        self.decode = decode
+        self.batch_tokens = batch_tokens
+
+    def sample(self, prompts: Sequence[Sequence[int]], how: Sampling) -> list[Completion]:
+        """Answer each prompt, in order. Like lengths share a batch; the order of results is the caller's."""
+        answers: list[Completion | None] = [None] * len(prompts)
+        by_length = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), index))
+        start = 0
+        while start < len(by_length):
+            end = start + 1
+            while end < len(by_length) and (end - start + 1) * len(prompts[by_length[end]]) <= self.batch_tokens:
+                end += 1
+            members = by_length[start:end]
+            for index, answer in zip(members, self._batch([prompts[i] for i in members], members, how), strict=True):
+                answers[index] = answer
+            start = end
+        return [answer for answer in answers if answer is not None]
+
+    def stream(self, prompt: Sequence[int], how: Sampling) -> Iterator[int]:
+        """Yield one answer's token ids as they are chosen, without the end token."""
+        with self.model.plain_attention() as hf, torch.inference_mode():
+            state = _Decoding(hf, [prompt], self.pad_id)
+            draws = [_stream_for(how.seed, 0)]
+            for _ in range(how.max_new_tokens):
+                chosen, _logprob = _choose(state.logits_BV, how, draws)
+                token = int(chosen[0])
+                if token in self.stop_ids:
+                    return
+                yield token
+                state.advance(chosen)
+
+    def _batch(self, prompts: list[Sequence[int]], numbers: list[int], how: Sampling) -> list[Completion]:
+        ids: list[list[int]] = [[] for _ in prompts]
+        logprobs: list[list[float]] = [[] for _ in prompts]
+        ended = [False] * len(prompts)
+        draws = [_stream_for(how.seed, number) for number in numbers]
+        alive = list(range(len(prompts)))
+        with self.model.plain_attention() as hf, torch.inference_mode():
+            state = _Decoding(hf, prompts, self.pad_id)
+            for turn in range(how.max_new_tokens):
+                chosen, logprob = _choose(state.logits_BV, how, [draws[index] for index in alive])
+                keep: list[int] = []
+                for row, (token, score) in enumerate(zip(chosen.tolist(), logprob.tolist(), strict=True)):
+                    if token in self.stop_ids:
+                        ended[alive[row]] = True
+                    else:
+                        ids[alive[row]].append(token)
+                        logprobs[alive[row]].append(score)
+                        keep.append(row)
+                if not keep or turn + 1 == how.max_new_tokens:
+                    break
+                if len(keep) < len(alive):
+                    state.keep(keep)
+                    chosen = chosen[keep]
+                    alive = [alive[row] for row in keep]
+                state.advance(chosen)
+        return [
+            Completion(text=self.decode(tokens), ids=tuple(tokens), logprobs=tuple(scores), ended=done)
+            for tokens, scores, done in zip(ids, logprobs, ended, strict=True)
+        ]
+
+
+class _Decoding:
+    """The cache, mask and last logits of a batch of growing sequences."""
+
+    def __init__(self, hf: Any, prompts: Sequence[Sequence[int]], pad_id: int) -> None:
+        self.hf = hf
+        device = hf.device
+        longest = max(len(prompt) for prompt in prompts)
+        ids = [[pad_id] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
+        seen = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+        self.mask_BT = torch.tensor(seen, device=device)
+        self.cache: Any = DynamicCache(config=hf.config)
+        positions_BT = (self.mask_BT.cumsum(-1) - 1).clamp(min=0)
+        self.logits_BV = self._forward(torch.tensor(ids, device=device), positions_BT)
+        self.lengths_B = self.mask_BT.sum(-1)
+
+    def _forward(self, ids_BT: Tensor, positions_BT: Tensor) -> Tensor:
+        result = self.hf(
+            input_ids=ids_BT,
+            attention_mask=self.mask_BT,
+            position_ids=positions_BT,
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        logits_BV: Tensor = result.logits[:, -1].float()
+        return logits_BV
+
+    def keep(self, rows: list[int]) -> None:
+        """Drop the sequences that ended."""
+        index = torch.tensor(rows, device=self.mask_BT.device)
+        self.cache.batch_select_indices(index)
+        self.mask_BT = self.mask_BT[index]
+        self.lengths_B = self.lengths_B[index]
+
+    def advance(self, tokens_B: Tensor) -> None:
+        """Append a token to each sequence."""
+        self.mask_BT = torch.cat([self.mask_BT, self.mask_BT.new_ones(len(tokens_B), 1)], dim=1)
+        self.logits_BV = self._forward(tokens_B[:, None], self.lengths_B[:, None])
+        self.lengths_B = self.lengths_B + 1
+
+
+def _stream_for(seed: int, number: int) -> torch.Generator:
+    """A random stream that depends on the seed and the prompt's number, not on its neighbours."""
+    return torch.Generator().manual_seed((seed * 1_000_003 + number * 7_919 + 12_345) % (1 << 63))
+
+
+def _choose(logits_BV: Tensor, how: Sampling, draws: Sequence[torch.Generator]) -> tuple[Tensor, Tensor]:
+    """Next tokens and their log-probabilities under the untempered model."""
+    logprob_BV = logits_BV.log_softmax(-1)
+    if how.temperature == 0:
+        chosen_B = logits_BV.argmax(-1)
+    else:
+        share_BV = _truncate(logits_BV / how.temperature, how).softmax(-1).cpu()
+        chosen_B = torch.cat(
+            [torch.multinomial(share_V, 1, generator=draw) for share_V, draw in zip(share_BV, draws, strict=True)]
+        ).to(logits_BV.device)
+    return chosen_B, logprob_BV.gather(1, chosen_B[:, None])[:, 0]
+
+
+def _truncate(logits_BV: Tensor, how: Sampling) -> Tensor:
+    """Keep the ``top_k`` tokens and the smallest set that holds ``top_p`` of the probability."""
+    if how.top_k > 0:
+        bound = logits_BV.topk(min(how.top_k, logits_BV.shape[-1]), dim=-1).values[:, -1:]
+        logits_BV = logits_BV.masked_fill(logits_BV < bound, float("-inf"))
+    if how.top_p < 1:
+        ordered, places = logits_BV.sort(dim=-1, descending=True)
+        before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
+        cut = torch.zeros_like(before, dtype=torch.bool).scatter(1, places, before >= how.top_p)
+        logits_BV = logits_BV.masked_fill(cut, float("-inf"))
+    return logits_BV

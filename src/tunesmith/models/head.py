@@ -1,0 +1,139 @@
+"""The output head fused with the log-probability of the targets: no tensor of all logits.
+
+Only scored positions reach the head, a chunk at a time. The derivative of a token's log-probability by its hidden
+state is ``W[target] - softmax · W``, which does not depend on the loss; so with a frozen head it is computed in the
+forward and the backward is one multiplication. A head that trains computes its softmax again in the backward.
+
+Shapes: S scored positions, H hidden width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+_CHUNK_LOGITS = 1 << 24
+"""Logits alive at once: 64 MiB in fp32."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """The head's tensors and what the model does to logits: ``cap · tanh(scale · (h W^T + b) / cap)``."""
+
+    weight_VH: Tensor
+    bias_V: Tensor | None = None
+    scale: float = 1.0
+    cap: float | None = None
+
+    def logits(self, hidden_SH: Tensor) -> Tensor:
+        """Logits in fp32 ``[S, V]``."""
+        logits_SV = (hidden_SH @ self.weight_VH.to(hidden_SH.dtype).T).float()
+        if self.bias_V is not None:
+            logits_SV = logits_SV + self.bias_V.float()
+        if self.scale != 1.0:
+            logits_SV = logits_SV * self.scale
+        if self.cap is not None:
+            logits_SV = self.cap * torch.tanh(logits_SV / self.cap)
+        return logits_SV
+
+    def slope(self, logits_SV: Tensor) -> Tensor | float:
+        """Derivative of the final logits by the raw ones."""
+        if self.cap is None:
+            return self.scale
+        return self.scale * (1 - (logits_SV / self.cap) ** 2)
+
+
+class _TokenLogProb(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_SH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, targets_S: Tensor, shape: tuple[Any, ...]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        scale, cap, want_more = shape
+        head = Head(weight_VH, bias_V, scale, cap)
+        trains = weight_VH.requires_grad or (bias_V is not None and bias_V.requires_grad)
+        ctx.trains, ctx.shape = trains, shape
+        count = hidden_SH.shape[0]
+        logprob_S = torch.empty(count, dtype=torch.float32, device=hidden_SH.device)
+        entropy_S = torch.zeros_like(logprob_S)
+        correct_S = torch.zeros(count, dtype=torch.bool, device=hidden_SH.device)
+        slope_SH = None if trains or not hidden_SH.requires_grad else torch.empty_like(hidden_SH)
+        for part in _chunks(count, weight_VH.shape[0]):
+            logits_CV = head.logits(hidden_SH[part])
+            target_C1 = targets_S[part, None]
+            log_total_C = logits_CV.logsumexp(-1)
+            logprob_S[part] = logits_CV.gather(1, target_C1)[:, 0] - log_total_C
+            if want_more:
+                share_CV = torch.exp(logits_CV - log_total_C[:, None])
+                entropy_S[part] = log_total_C - (share_CV * logits_CV).sum(-1)
+                correct_S[part] = logits_CV.argmax(-1) == target_C1[:, 0]
+            if slope_SH is not None:
+                gradient_CV = _logit_gradient(head, logits_CV, log_total_C, target_C1).to(hidden_SH.dtype)
+                slope_SH[part] = gradient_CV @ weight_VH.to(hidden_SH.dtype)
+        if trains:
+            ctx.save_for_backward(hidden_SH, weight_VH, bias_V, targets_S)
+        else:
+            ctx.save_for_backward(slope_SH)
+        ctx.mark_non_differentiable(entropy_S, correct_S)
+        return logprob_S, entropy_S, correct_S
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_S: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        if not ctx.trains:
+            (slope_SH,) = ctx.saved_tensors
+            gradient = None if slope_SH is None else slope_SH * grad_S[:, None].to(slope_SH.dtype)
+            return gradient, None, None, None, None
+        hidden_SH, weight_VH, bias_V, targets_S = ctx.saved_tensors
+        scale, cap, _want = ctx.shape
+        head = Head(weight_VH, bias_V, scale, cap)
+        grad_hidden_SH = torch.empty_like(hidden_SH)
+        grad_weight_VH = torch.zeros_like(weight_VH, dtype=torch.float32)
+        grad_bias_V = None if bias_V is None else torch.zeros_like(bias_V, dtype=torch.float32)
+        for part in _chunks(hidden_SH.shape[0], weight_VH.shape[0]):
+            logits_CV = head.logits(hidden_SH[part])
+            gradient_CV = _logit_gradient(head, logits_CV, logits_CV.logsumexp(-1), targets_S[part, None])
+            gradient_CV = gradient_CV * grad_S[part, None]
+            if grad_bias_V is not None:
+                grad_bias_V += gradient_CV.sum(0)
+            gradient_CV = gradient_CV.to(hidden_SH.dtype)
+            grad_hidden_SH[part] = gradient_CV @ weight_VH.to(hidden_SH.dtype)
+            grad_weight_VH += (gradient_CV.T @ hidden_SH[part]).float()
+        weight_gradient = grad_weight_VH.to(weight_VH.dtype)
+        bias_gradient = None if grad_bias_V is None or bias_V is None else grad_bias_V.to(bias_V.dtype)
+        return grad_hidden_SH, weight_gradient, bias_gradient, None, None
+
+
+def _logit_gradient(head: Head, logits_CV: Tensor, log_total_C: Tensor, target_C1: Tensor) -> Tensor:
+    """Derivative of each target's log-probability by the raw logits ``[C, V]``."""
+    gradient_CV = -torch.exp(logits_CV - log_total_C[:, None])
+    gradient_CV.scatter_add_(1, target_C1, torch.ones_like(gradient_CV[:, :1]))
+    return gradient_CV * head.slope(logits_CV)
+
+
+def _chunks(count: int, vocabulary: int) -> list[slice]:
+    size = max(1, _CHUNK_LOGITS // vocabulary)
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def token_logprob(
+    hidden_SH: Tensor, head: Head, targets_S: Tensor, *, want_more: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probability in nats of each target after its hidden state.
+
+    Args:
+        hidden_SH: hidden states at scored positions.
+        head: the output head.
+        targets_S: token ids.
+        want_more: also fill entropy and correctness (zeros otherwise).
+
+    Returns:
+        ``logprob_S`` (differentiable), ``entropy_S`` and ``correct_S`` (not differentiable), in fp32 and bool.
+    """
+    result: tuple[Tensor, Tensor, Tensor] = _TokenLogProb.apply(  # type: ignore[no-untyped-call]
+        hidden_SH, head.weight_VH, head.bias_V, targets_S, (head.scale, head.cap, want_more)
+    )
+    return result

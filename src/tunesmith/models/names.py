@@ -1,0 +1,126 @@
+"""What the names of parameters and modules say: layer, part, kind. Torch-free, for planning and for adapters.
+
+Names are those of the module in transformers: ``model.layers.7.self_attn.q_proj.weight``, ``transformer.h.7.mlp.c_fc.weight``.
+"""
+
+from __future__ import annotations
+
+import re
+from fnmatch import fnmatchcase
+
+_LAYER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks|block)\.(\d+)\.")
+_ATTENTION = frozenset(
+    [
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "qkv_proj",
+        "c_attn",
+        "query_key_value",
+        "out_proj",
+        "Wqkv",
+        "in_proj",
+        "q_a_proj",
+        "q_b_proj",
+        "kv_a_proj_with_mqa",
+        "kv_b_proj",
+        "query",
+        "key",
+        "value",
+    ]
+)
+_FEED_FORWARD_PARENTS = frozenset(
+    ["mlp", "ffn", "feed_forward", "feedforward", "experts", "shared_expert", "shared_experts", "block_sparse_moe"]
+)
+_FEED_FORWARD = frozenset(
+    [
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+        "gate_up_proj",
+        "c_fc",
+        "fc1",
+        "fc2",
+        "fc_in",
+        "fc_out",
+        "dense_h_to_4h",
+        "dense_4h_to_h",
+        "w1",
+        "w2",
+        "w3",
+        "wi",
+        "wo",
+        "wi_0",
+        "wi_1",
+    ]
+)
+_ROUTERS = frozenset(("gate", "router", "shared_expert_gate"))
+_EMBEDDINGS = frozenset(("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings"))
+_POSITIONS = frozenset(("wpe", "embed_positions", "position_embeddings"))
+_HEADS = frozenset(("lm_head", "embed_out"))
+_NORM = re.compile(r"norm|(?:^|_)ln(?:_|$)|^ln\d?$")
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Whether a glob fits the full dotted name, or as many of its last components as the glob has."""
+    components = pattern.count(".") + 1
+    return fnmatchcase(name, pattern) or fnmatchcase(".".join(name.split(".")[-components:]), pattern)
+
+
+def layer_index(name: str) -> int | None:
+    """Number of the transformer layer that a parameter or module is in, or None outside the layers."""
+    found = _LAYER.search(f"{name}.")
+    return int(found.group(1)) if found else None
+
+
+def in_attention(module: str) -> bool:
+    """Whether a linear layer of this dotted name belongs to attention; the parents' names tell first."""
+    *parents, last = module.split(".")
+    if any("attn" in parent.lower() or "attention" in parent.lower() for parent in parents):
+        return True
+    return last in _ATTENTION and _FEED_FORWARD_PARENTS.isdisjoint(parents)
+
+
+def in_feed_forward(module: str) -> bool:
+    """Whether a linear layer of this dotted name belongs to a feed-forward block; routers of experts do not."""
+    *parents, last = module.split(".")
+    if in_attention(module) or last in _ROUTERS:
+        return False
+    return last in _FEED_FORWARD or not _FEED_FORWARD_PARENTS.isdisjoint(parents)
+
+
+def is_norm(parameter: str) -> bool:
+    """Whether a parameter (weight or bias) belongs to a normalisation."""
+    parts = parameter.split(".")
+    return len(parts) >= 2 and _NORM.search(parts[-2]) is not None
+
+
+def is_bias(parameter: str) -> bool:
+    """Whether a parameter is a bias."""
+    return parameter.rsplit(".", 1)[-1] == "bias"
+
+
+def is_embedding(parameter: str) -> bool:
+    """Whether a parameter is the input embedding of tokens."""
+    return not _EMBEDDINGS.isdisjoint(parameter.split("."))
+
+
+def is_position_embedding(parameter: str) -> bool:
+    """Whether a parameter is a learnt embedding of positions."""
+    return not _POSITIONS.isdisjoint(parameter.split("."))
+
+
+def is_head(parameter: str) -> bool:
+    """Whether a parameter belongs to the output head."""
+    return not _HEADS.isdisjoint(parameter.split("."))
+
+
+def is_linear(parameter: str, shape: tuple[int, ...]) -> bool:
+    """Whether a parameter is the matrix of a linear layer (``Linear`` or GPT-2's ``Conv1D``) other than the head.
+
+    Experts of a mixture are left out: transformers fuses them into one three-dimensional parameter.
+    """
+    if len(shape) != 2 or not parameter.endswith(".weight") or ".experts." in parameter:
+        return False
+    return not (is_embedding(parameter) or is_position_embedding(parameter) or is_head(parameter) or is_norm(parameter))

@@ -1,0 +1,74 @@
+"""Tiny random models and packs for tests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import (
+    GemmaConfig,
+    GemmaForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
+    PhiConfig,
+    PhiForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from tunesmith.data.loader import make_batch
+from tunesmith.types import Batch
+
+VOCABULARY = 97
+_SHAPE: dict[str, Any] = {
+    "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128,
+    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+_GPT2 = {"vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128, "resid_pdrop": 0.0,
+         "embd_pdrop": 0.0, "attn_pdrop": 0.0, "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
+FAMILIES = ("llama", "qwen3", "mistral", "gemma", "phi", "phi3", "gpt2")
+
+
+def family(name: str, seed: int = 0) -> Any:
+    """A random model of a family, in fp32, on two layers."""
+    torch.manual_seed(seed)
+    builders: dict[str, Any] = {
+        "llama": lambda: LlamaForCausalLM(LlamaConfig(**_SHAPE)),
+        "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**_SHAPE, head_dim=8)),
+        "mistral": lambda: MistralForCausalLM(MistralConfig(**_SHAPE, sliding_window=8)),
+        "gemma": lambda: GemmaForCausalLM(GemmaConfig(**_SHAPE, head_dim=8)),
+        "phi": lambda: PhiForCausalLM(PhiConfig(**_SHAPE)),
+        "phi3": lambda: Phi3ForCausalLM(Phi3Config(**_SHAPE)),
+        "gpt2": lambda: GPT2LMHeadModel(GPT2Config(**_GPT2)),
+    }
+    model = builders[name]()
+    with torch.no_grad():  # the usual start is so small that wrong attention would hardly show
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0.0, 0.15)
+    return model.eval()
+
+
+def documents(lengths: Sequence[int], seed: int = 0, trained_from: int = 1) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Random documents; tokens from ``trained_from`` on are targets."""
+    generator = np.random.default_rng(seed)
+    found = []
+    for length in lengths:
+        trained = np.zeros(length, dtype=np.bool_)
+        trained[trained_from:] = True
+        found.append((generator.integers(3, VOCABULARY, length).astype(np.uint32), trained))
+    return found
+
+
+def batch(lengths: Sequence[int], seed: int = 0, trained_from: int = 1) -> Batch:
+    """A pack of random documents."""
+    return make_batch(documents(lengths, seed, trained_from), range(len(lengths)))
