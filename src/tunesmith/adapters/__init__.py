@@ -1,0 +1,24 @@
+"""Which parameters train. One explicit table from a recipe's section to what builds it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tunesmith.adapters.lora import LoraAdapter
+from tunesmith.adapters.scope import FullScope, PartialScope
+from tunesmith.recipe.adapters import FullSection, LoraSection, PartialSection
+from tunesmith.recipe.section import Section
+from tunesmith.types import Adapter
+
+ADAPTERS: dict[type[Section], Callable[[Any, int], Adapter]] = {
+    FullSection: FullScope,
+    PartialSection: PartialScope,
+    LoraSection: LoraAdapter,
+}
+"""Section type -> builder taking (section, seed)."""
+
+
+def build(section: Section, seed: int) -> Adapter:
+    """Build the adapter of a recipe's ``adapter`` section; ``seed`` fixes its random start."""
+    return ADAPTERS[type(section)](section, seed)

@@ -1,0 +1,268 @@
+"""PEFT's adapter folders, written and read: ``adapter_config.json`` and ``adapter_model.safetensors``.
+
+Only plain LoRA is read. Whatever else a folder says (another method, a variant, weights in pickle) is refused by name:
+an adapter that loads must give the logits it gave where it was trained.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from tunesmith.adapters import lora_layer, parameters, targets
+from tunesmith.adapters.lora import LoraAdapter
+from tunesmith.adapters.peft_layout import PREFIX
+from tunesmith.errors import ModelError
+from tunesmith.files import write_bytes, write_json
+from tunesmith.recipe.adapters import LoraSection
+
+CONFIGURATION = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+
+_PLAIN_STARTS = (True, False, None, "gaussian", "eva")
+"""Starts that leave the base weights alone; a loaded adapter overwrites A and B."""
+_READ = frozenset(
+    ["peft_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern", "init_lora_weights"]
+)
+_WITHOUT_EFFECT = frozenset(
+    [
+        "task_type",
+        "base_model_name_or_path",
+        "revision",
+        "inference_mode",
+        "auto_mapping",
+        "peft_version",
+        "runtime_config",
+        "target_modules",
+        "exclude_modules",
+        "layers_to_transform",
+        "layers_pattern",
+        "modules_to_save",
+        "ensure_weight_tying",
+        "bias",
+        "fan_in_fan_out",
+        "megatron_core",
+        "megatron_config",
+        "qalora_group_size",
+        "loftq_config",
+        "eva_config",
+    ]
+)
+"""Keys that only say which modules there are, which the tensors' names say again, or that matter while training."""
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """A read adapter's settings.
+
+    ``section`` has them as a recipe would; ``ranks`` has the truth per layer, (rank, alpha); ``base`` is the model that
+    the folder names, or empty.
+    """
+
+    section: LoraSection
+    ranks: dict[str, tuple[int, float]]
+    base: str = ""
+
+
+def write_adapter(folder: Path, adapter: LoraAdapter, base_name: str) -> list[str]:
+    """Write an attached adapter as PEFT reads it.
+
+    Returns:
+        Sentences on what PEFT cannot express, for the user.
+    """
+    configuration, tensors = adapter.export()
+    configuration["base_model_name_or_path"] = base_name
+    plain = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+    write_bytes(folder / WEIGHTS, save(plain, metadata={"format": "pt"}))
+    write_json(folder / CONFIGURATION, configuration)
+    return adapter.export_notes()
+
+
+def read_adapter(folder: Path) -> tuple[LoraSettings, dict[str, Tensor]]:
+    """Read an adapter folder, ours or PEFT's.
+
+    Returns:
+        Settings, and the tensors by the names of ``LoraAdapter.state``: ``LAYER.lora_A.weight``, ``LAYER.lora_B.weight``,
+        and fully trained parameters by their names in the model, tied ones once per name.
+
+    Raises:
+        ModelError: no adapter there, torn files, pickled weights, or anything but plain LoRA.
+    """
+    configuration = _read_configuration(folder / CONFIGURATION)
+    _refuse_variants(configuration, str(folder / CONFIGURATION))
+    state, layers = _sort(_read_tensors(folder), str(folder / WEIGHTS))
+    beside = [key for key in state if not key.endswith((".lora_A.weight", ".lora_B.weight"))]
+    try:
+        section = LoraSection(
+            rank=configuration.get("r", 8),
+            alpha=configuration.get("lora_alpha", 8),
+            dropout=configuration.get("lora_dropout") or 0.0,
+            rslora=bool(configuration.get("use_rslora")),
+            targets=sorted(layers),
+            also_train=beside,
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = f"{folder / CONFIGURATION} [{'.'.join(map(str, first['loc']))}]"
+        raise ModelError(f"a value of the adapter cannot be used: {first['msg']}", where=where) from None
+    alphas = configuration.get("alpha_pattern") or {}
+    ranks = {layer: (rank, float(_by_pattern(alphas, layer, section.alpha))) for layer, rank in layers.items()}
+    return LoraSettings(section, ranks, str(configuration.get("base_model_name_or_path") or "")), state
+
+
+def attach_read(
+    model: nn.Module, settings: LoraSettings, state: Mapping[str, Tensor], name: str = "default"
+) -> LoraAdapter:
+    """Attach a read adapter to a model; with it active the logits are those of PEFT.
+
+    Raises:
+        ModelError: the adapter belongs to another model (layers or shapes differ), or unties weights that are tied here.
+    """
+    layers = targets.linear_layers(model)
+    for layer, (rank, _) in settings.ranks.items():
+        if layer not in layers:
+            raise ModelError(
+                f"the adapter has a part for `{layer}`, which is no adaptable layer of this model",
+                hint=f"it was trained on `{settings.base or 'another model'}`; output heads cannot carry LoRA here",
+            )
+        num_in, num_out = lora_layer.widths(layers[layer])
+        _check_shape(f"{layer}.lora_A.weight", state[f"{layer}.lora_A.weight"], (rank, num_in))
+        _check_shape(f"{layer}.lora_B.weight", state[f"{layer}.lora_B.weight"], (num_out, rank))
+    beside = _untied(model, settings, state)
+    section = settings.section.model_copy(update={"also_train": list(beside)})
+    adapter = LoraAdapter(section, seed=0, ranks=settings.ranks)
+    adapter.attach(model, name)
+    fitted = {}
+    for key, own in adapter.state().items():
+        given = beside[key] if key in beside else state[key]
+        if key in beside and given.dtype != own.dtype:
+            adapter.notes.append(f"`{key}` is stored as {given.dtype} and was cast to the model's {own.dtype}")
+        fitted[key] = given.to(own.dtype)
+    adapter.load_state(fitted)
+    return adapter
+
+
+def _read_configuration(path: Path) -> dict[str, Any]:
+    try:
+        configuration = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(
+            "this folder holds no adapter", where=str(path), hint=f"an adapter has {CONFIGURATION} and {WEIGHTS}"
+        ) from None
+    except ValueError as error:
+        raise ModelError(f"the adapter's configuration is not valid JSON: {error}", where=str(path)) from None
+    if not isinstance(configuration, dict):
+        raise ModelError("the adapter's configuration is not a mapping", where=str(path))
+    return configuration
+
+
+def _refuse_variants(configuration: Mapping[str, Any], where: str) -> None:
+    method = configuration.get("peft_type")
+    if method != "LORA":
+        raise ModelError(f"the adapter's method is `{method}`, only `LORA` is read", where=f"{where} [peft_type]")
+    start = configuration.get("init_lora_weights", True)
+    if start not in _PLAIN_STARTS:
+        raise ModelError(
+            f"the adapter was started with `{start}`, which may change the base weights themselves",
+            where=f"{where} [init_lora_weights]",
+            hint="convert it with PEFT (`save_pretrained(..., path_initial_model_for_weight_conversion=...)`), or merge it there",
+        )
+    for key, value in configuration.items():
+        if key in _READ or key in _WITHOUT_EFFECT or value in (None, False, 0, "", [], {}):
+            continue
+        raise ModelError(
+            f"the adapter uses `{key}`, which plain LoRA does not have",
+            where=f"{where} [{key}]",
+            hint="merge it with PEFT and load the merged model",
+        )
+
+
+def _read_tensors(folder: Path) -> dict[str, Tensor]:
+    path = folder / WEIGHTS
+    if not path.is_file():
+        if (folder / "adapter_model.bin").exists():
+            raise ModelError(
+                "the adapter's weights are pickled, and reading a pickle can run code",
+                where=str(folder / "adapter_model.bin"),
+                hint=f"save it again with PEFT (`save_pretrained`), which writes {WEIGHTS}",
+            )
+        raise ModelError("the adapter has no weights", where=str(path))
+    try:
+        return dict(load_file(path))
+    except (SafetensorError, OSError) as error:
+        raise ModelError(
+            f"the adapter's weights cannot be read: {error}", where=str(path), hint="the file is torn: copy it again"
+        ) from None
+
+
+def _sort(tensors: Mapping[str, Tensor], where: str) -> tuple[dict[str, Tensor], dict[str, int]]:
+    """Strip PEFT's prefix; find the layers and their ranks."""
+    state: dict[str, Tensor] = {}
+    layers: dict[str, int] = {}
+    for full, tensor in tensors.items():
+        key = full.removeprefix(PREFIX).replace(".base_layer.", ".")
+        if key.endswith(".lora_A.weight"):
+            layers[key.removesuffix(".lora_A.weight")] = tensor.shape[0]
+        elif "lora_" in key and not key.endswith(".lora_B.weight"):
+            raise ModelError(
+                f"the adapter holds `{full}`, which plain LoRA on linear layers does not have", where=where
+            )
+        state[key] = tensor
+    if not layers:
+        raise ModelError("the adapter holds no LoRA tensors", where=where)
+    halves = {layer for layer in layers if f"{layer}.lora_B.weight" not in state}
+    halves |= {
+        key for key in state if key.endswith(".lora_B.weight") and key.removesuffix(".lora_B.weight") not in layers
+    }
+    if halves:
+        raise ModelError(
+            f"`{min(halves)}` has only one of A and B", where=where, hint="the file is incomplete: save it again"
+        )
+    return state, layers
+
+
+def _by_pattern(patterns: Mapping[str, Any], layer: str, default: float) -> float:
+    """PEFT's rule: the first pattern that, as a regular expression, fits the end of the name at a component."""
+    for pattern, value in patterns.items():
+        if re.match(rf"(.*\.)?({pattern})$", layer):
+            return float(value)
+    return default
+
+
+def _check_shape(key: str, tensor: Tensor, expected: tuple[int, ...]) -> None:
+    if tuple(tensor.shape) != expected:
+        raise ModelError(
+            f"`{key}` has shape {tuple(tensor.shape)}, this model needs {expected}",
+            hint="the adapter belongs to another model",
+        )
+
+
+def _untied(model: nn.Module, settings: LoraSettings, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Fully trained parameters by stable name, each once; refuses copies of a tied weight that differ."""
+    names = parameters.own_names(model)
+    beside: dict[str, Tensor] = {}
+    for key in settings.section.also_train:
+        if key not in names:
+            raise ModelError(
+                f"the adapter holds `{key}`, which is no parameter of this model",
+                hint=f"it was trained on `{settings.base or 'another model'}`",
+            )
+        _check_shape(key, state[key], tuple(names[key].shape))
+        tied = parameters.aliases(model, names[key])
+        if any(alias not in state or not torch.equal(state[alias], state[key]) for alias in tied):
+            raise ModelError(
+                f"the adapter trains `{key}` apart from {', '.join(alias for alias in tied if alias != key)}; this model ties them",
+                hint="merge it with PEFT, or train with `ensure_weight_tying=True`",
+            )
+        beside[tied[0]] = state[key]
+    return beside

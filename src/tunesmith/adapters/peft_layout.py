@@ -1,0 +1,144 @@
+"""An adapter in PEFT's words: configuration and tensors as PEFT 0.21 reads them. Touches no files.
+
+PEFT matches ``target_modules`` by whole dotted suffix, over every module of the model; ``modules_to_save`` by plain
+string suffix, and copies the whole module, tied ones only when asked (``ensure_weight_tying``, for modules it knows as
+embeddings by name).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from tunesmith.adapters.lora_layer import is_linear, is_wrapped
+from tunesmith.adapters.parameters import aliases, own_names
+from tunesmith.recipe.adapters import LoraSection
+
+PREFIX = "base_model.model."
+_KNOWN_EMBEDDINGS = frozenset(["embed_tokens", "lm_head"])
+
+
+@dataclass
+class Layout:
+    """What goes into ``adapter_config.json`` and ``adapter_model.safetensors``, and what PEFT cannot say."""
+
+    configuration: dict[str, Any]
+    tensors: dict[str, Tensor]
+    notes: list[str] = field(default_factory=list)
+
+
+def layout(
+    model: nn.Module, section: LoraSection, ranks: Mapping[str, tuple[int, float]], state: Mapping[str, Tensor]
+) -> Layout:
+    """Lay an attached adapter out.
+
+    Args:
+        model: the model the adapter is on.
+        section: its settings.
+        ranks: layer -> (rank, alpha).
+        state: what ``LoraAdapter.state`` gives.
+    """
+    tensors: dict[str, Tensor] = {}
+    beside: dict[str, Tensor] = {}
+    for key, tensor in state.items():
+        if key.endswith((".lora_A.weight", ".lora_B.weight")):
+            tensors[PREFIX + key] = tensor
+        else:
+            beside[key] = tensor
+    configuration: dict[str, Any] = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": None,
+        "revision": None,
+        "inference_mode": True,
+        "r": section.rank,
+        "lora_alpha": _number(section.alpha),
+        "lora_dropout": section.dropout,
+        "use_rslora": section.rslora,
+        "use_dora": False,
+        "bias": "none",
+        "fan_in_fan_out": any(isinstance(model.get_submodule(layer), Conv1D) for layer in ranks),
+        "init_lora_weights": True,
+        "target_modules": suffixes([name for name, _ in model.named_modules()], ranks),
+        "rank_pattern": {layer: rank for layer, (rank, _) in ranks.items() if rank != section.rank},
+        "alpha_pattern": {layer: _number(alpha) for layer, (_, alpha) in ranks.items() if alpha != section.alpha},
+        "modules_to_save": None,
+    }
+    result = Layout(configuration, tensors)
+    _lay_out_beside(model, beside, result)
+    return result
+
+
+def suffixes(names: Collection[str], wanted: Collection[str]) -> list[str]:
+    """The shortest dotted suffixes that select exactly ``wanted`` among ``names``, sorted.
+
+    A layer is written by its last component where every module so named is wanted, else with its parent, and so on up
+    to its full name.
+    """
+    chosen: set[str] = set()
+    owners: dict[str, bool] = {}
+    wanted = set(wanted)
+    for name in names:
+        for suffix in _ends(name):
+            owners[suffix] = owners.get(suffix, True) and name in wanted
+    for name in wanted:
+        chosen.add(next((suffix for suffix in _ends(name) if owners.get(suffix)), name))
+    return sorted(chosen)
+
+
+def _ends(name: str) -> list[str]:
+    components = name.split(".")
+    return [".".join(components[start:]) for start in range(len(components) - 1, -1, -1)]
+
+
+def _number(value: float) -> float | int:
+    return int(value) if float(value).is_integer() else value
+
+
+def _lay_out_beside(model: nn.Module, beside: Mapping[str, Tensor], result: Layout) -> None:
+    """Put fully trained parameters into ``modules_to_save``, or beside it with a note."""
+    names = own_names(model)
+    values = {id(names[key]): tensor for key, tensor in beside.items()}
+    saved: list[str] = []
+    for key in beside:
+        for alias in aliases(model, names[key]):
+            owner = alias.rpartition(".")[0]
+            module = model.get_submodule(owner)
+            if not _can_save(model, owner, module):
+                stored = f"{owner}.base_layer.{alias.rpartition('.')[2]}" if is_wrapped(module) else alias
+                result.tensors[PREFIX + stored] = beside[key]
+                result.notes.append(
+                    f"`{alias}` trains beside the adapter, which PEFT has no word for: PEFT loads it into the base, "
+                    "and its `disable_adapter` will not undo it"
+                )
+                continue
+            if owner not in saved:
+                saved.append(owner)
+            for own, parameter in module.named_parameters():
+                result.tensors[f"{PREFIX}{owner}.{own}"] = values.get(id(parameter), parameter.detach())
+    if not saved:
+        return
+    tied = [owner for owner in saved if _is_tied(model, owner)]
+    if tied and tied[0].rpartition(".")[2] in _KNOWN_EMBEDDINGS:
+        result.configuration["ensure_weight_tying"] = True
+        saved = [owner for owner in saved if owner not in tied[1:]]
+    elif tied:
+        result.notes.append(f"{', '.join(tied)} share one weight here; PEFT loads them as separate, equal copies")
+    result.configuration["modules_to_save"] = saved
+
+
+def _can_save(model: nn.Module, owner: str, module: nn.Module) -> bool:
+    """Whether PEFT's ``modules_to_save`` can name this module and no other by its full name."""
+    if is_wrapped(module) or any(True for _ in module.children()) or not owner:
+        return False
+    known = isinstance(module, nn.Embedding) or is_linear(module) or "norm" in type(module).__name__.lower()
+    names = [name for name, _ in model.named_modules(remove_duplicate=False) if name != owner]
+    return known and not any(name.endswith(owner) or f".{owner}." in f".{name}." for name in names)
+
+
+def _is_tied(model: nn.Module, owner: str) -> bool:
+    return any(len(aliases(model, parameter)) > 1 for parameter in model.get_submodule(owner).parameters())
