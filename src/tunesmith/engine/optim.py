@@ -1,0 +1,75 @@
+"""Optimisers of torch over parameter groups, and their state as named tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tunesmith.engine.options import TrainerOptions
+from tunesmith.types import ParamGroup
+
+
+class Optimiser:
+    """AdamW or SGD over groups; remembers parameter names so that its state can be saved without pickle."""
+
+    def __init__(self, groups: Sequence[ParamGroup], options: TrainerOptions) -> None:
+        self.groups = [group for group in groups if group.parameters]
+        self.names = [name for group in self.groups for name, _ in group.parameters]
+        self.parameters: list[nn.Parameter] = [item for group in self.groups for _, item in group.parameters]
+        if len(set(self.names)) != len(self.names):
+            raise AssertionError("a parameter is in two groups")
+        self.options = options
+        settings = [
+            {
+                "params": [parameter for _, parameter in group.parameters],
+                "weight_decay": options.weight_decay if group.decay else 0.0,
+                "rate_factor": group.rate_factor,
+            }
+            for group in self.groups
+        ]
+        self.torch = self._build(settings)
+
+    def _build(self, settings: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        rate = self.options.learning_rate
+        if self.options.optimiser == "sgd":
+            return torch.optim.SGD(settings, lr=rate, momentum=self.options.momentum, fused=True)
+        return torch.optim.AdamW(settings, lr=rate, betas=self.options.betas, eps=1e-8, fused=True)
+
+    def set_rate(self, rate: float) -> None:
+        """Set the rate of the next update; each group multiplies it by its factor."""
+        for group in self.torch.param_groups:
+            group["lr"] = rate * group["rate_factor"]
+
+    def step(self, refuse: Tensor) -> None:
+        """Apply the gradients unless ``refuse`` (a scalar on the device, 1 to skip); the host does not wait."""
+        self.torch.found_inf = refuse  # type: ignore[attr-defined]
+        self.torch.grad_scale = None  # type: ignore[attr-defined]
+        self.torch.step()
+
+    def clear(self) -> None:
+        """Drop the gradients."""
+        self.torch.zero_grad(set_to_none=True)
+
+    def state(self) -> dict[str, Tensor]:
+        """``name/key`` to tensor, for instance ``layers.0.q_proj.A/exp_avg``."""
+        tensors: dict[str, Tensor] = {}
+        for name, parameter in zip(self.names, self.parameters, strict=True):
+            for key, value in self.torch.state.get(parameter, {}).items():
+                if isinstance(value, Tensor):
+                    tensors[f"{name}/{key}"] = value.detach()
+        return tensors
+
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Inverse of ``state``."""
+        by_name: dict[str, dict[str, Tensor]] = {}
+        for path, value in tensors.items():
+            name, _, key = path.rpartition("/")
+            by_name.setdefault(name, {})[key] = value
+        for name, parameter in zip(self.names, self.parameters, strict=True):
+            if name in by_name:
+                self.torch.state[parameter] = {
+                    key: value.to(parameter.device).clone() for key, value in by_name[name].items()
+                }

@@ -1,0 +1,21 @@
+"""The table of objectives: recipe section to builder. Adding one is a section, a file and a line here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tunesmith.objectives.next_token import NextToken
+from tunesmith.recipe.objectives import ClmSection, SftSection
+from tunesmith.recipe.section import Section
+from tunesmith.types import Objective
+
+OBJECTIVES: dict[type[Section], Callable[[Any], Objective]] = {
+    SftSection: lambda section: NextToken(),
+    ClmSection: lambda section: NextToken(),
+}
+
+
+def build(section: Section) -> Objective:
+    """Build the objective that a recipe's section names."""
+    return OBJECTIVES[type(section)](section)

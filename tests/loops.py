@@ -1,0 +1,88 @@
+"""A trainer over a tiny model and a store in memory, for tests of the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tests.tiny import documents, family
+from tunesmith.adapters import build
+from tunesmith.data.loader import PackedStream, StreamOptions
+from tunesmith.engine.checkpoint import CheckpointFolder
+from tunesmith.engine.hooks import StepFacts
+from tunesmith.engine.options import TrainerOptions
+from tunesmith.engine.trainer import Trainer
+from tunesmith.models.causal_lm import CausalLM
+from tunesmith.objectives.next_token import NextToken
+from tunesmith.recipe.adapters import FullSection, LoraSection
+
+
+class MemoryStore:
+    """A token store without files."""
+
+    def __init__(self, lengths: Sequence[int], seed: int = 0, trained_from: int = 1) -> None:
+        self._documents = documents(lengths, seed, trained_from)
+        self.lengths = np.asarray(lengths, dtype=np.int64)
+        self.num_rows = len(lengths)
+        self.sources = np.zeros(self.num_rows, dtype=np.int16)
+
+    def row(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids and trained flags."""
+        return self._documents[index]
+
+
+class Recorder:
+    """Keeps the facts of each step; may raise at one."""
+
+    def __init__(self) -> None:
+        self.facts: list[StepFacts] = []
+
+    def after_step(self, facts: StepFacts) -> None:
+        self.facts.append(facts)
+
+    def at_interval(self, step: int) -> str | None:
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: Any) -> None:
+        pass
+
+
+OPTIONS = TrainerOptions(total_steps=12, learning_rate=5e-3, warmup_steps=2, checkpoint_every=4, evaluate_every=100)
+LENGTHS = [5, 9, 17, 3, 30, 8, 12, 21, 6, 11, 14, 4, 25, 7, 10, 19, 13, 2, 16, 28, 9, 5, 33, 8]
+
+
+def make_trainer(
+    folder: Path,
+    *,
+    scope: str = "lora",
+    dropout: float = 0.0,
+    options: TrainerOptions = OPTIONS,
+    atom_tokens: int = 4096,
+    micro_batch_size: int | None = None,
+    stop_after: int | None = None,
+    **changes: Any,
+) -> tuple[Trainer, Recorder]:
+    """A trainer on a random Llama; ``stop_after`` cuts the stream short, as a crash would."""
+    options = replace(options, **changes)
+    model = CausalLM(family("llama"))
+    section = FullSection() if scope == "full" else LoraSection(rank=4, alpha=8.0, dropout=dropout)
+    adapter = build(section, 3)
+    adapter.attach(model.hf)
+    stream_options = StreamOptions(
+        batch_size=8, total_steps=stop_after or options.total_steps, atom_tokens=atom_tokens, seed=options.seed,
+        micro_batch_size=micro_batch_size,
+    )  # fmt: skip
+    stream = PackedStream(MemoryStore(LENGTHS), stream_options)  # type: ignore[arg-type]
+    recorder = Recorder()
+    trainer = Trainer(
+        model, NextToken(), adapter, stream, options, CheckpointFolder(folder, "run", keep=options.keep_checkpoints),
+        hooks=[recorder],
+    )  # fmt: skip
+    return trainer, recorder

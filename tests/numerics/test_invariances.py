@@ -1,0 +1,55 @@
+"""A step does not depend on how it is cut: atoms, packing, micro-batches. fp32, dropout off (DESIGN §5)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.loops import make_trainer
+
+CUTS = [
+    {"atom_tokens": 4096}, {"atom_tokens": 64}, {"atom_tokens": 33}, {"micro_batch_size": 1}, {"micro_batch_size": 3}
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("scope", ["lora", "full"])
+def test_one_step_has_the_same_loss_and_gradient_norm_however_it_is_cut(tmp_path: Path, scope: str) -> None:
+    found = []
+    for number, cut in enumerate(CUTS):
+        trainer, recorder = make_trainer(tmp_path / str(number), scope=scope, total_steps=1, **cut)
+        trainer.run()
+        found.append(recorder.facts[0])
+    for facts in found[1:]:
+        assert facts.loss == pytest.approx(found[0].loss, rel=1e-6)
+        assert facts.grad_norm == pytest.approx(found[0].grad_norm, rel=1e-5)
+        assert facts.tokens == found[0].tokens
+
+
+@pytest.mark.parametrize("scope", ["lora", "full"])
+def test_forty_steps_stay_together(tmp_path: Path, scope: str) -> None:
+    losses = []
+    for number, cut in enumerate(CUTS[:1] + CUTS[2:4]):
+        trainer, recorder = make_trainer(tmp_path / str(number), scope=scope, total_steps=40, checkpoint_every=40, **cut)
+        trainer.run()
+        losses.append([facts.loss for facts in recorder.facts])
+    for other in losses[1:]:
+        assert other == pytest.approx(losses[0], rel=1e-5)
+
+
+def test_the_loss_is_the_mean_over_all_trained_tokens_of_the_step(tmp_path: Path) -> None:
+    """Not the mean of the atoms' means: computed here by plain cross-entropy over each document alone."""
+    trainer, recorder = make_trainer(tmp_path, total_steps=1, micro_batch_size=1)
+    rows = trainer.stream.rows_of(0)  # type: ignore[attr-defined]
+    store = trainer.stream.store  # type: ignore[attr-defined]
+    total, count = 0.0, 0
+    with trainer.model.plain_attention() as hf, torch.no_grad():
+        for row in rows:
+            ids, _ = store.row(int(row))
+            tensor = torch.from_numpy(ids.astype("int64"))[None]
+            logits = hf(input_ids=tensor, use_cache=False).logits[0, :-1]
+            total += torch.nn.functional.cross_entropy(logits, tensor[0, 1:], reduction="sum").item()
+            count += tensor.shape[1] - 1
+    trainer.run()
+    assert recorder.facts[0].loss == pytest.approx(total / count, rel=1e-5)
