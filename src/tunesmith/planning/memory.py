@@ -1,0 +1,219 @@
+"""Memory by part, before the first weight is loaded. Torch-free.
+
+States: frozen weights 4 bytes each, or 2 in 16 bit; what trains is fp32: weight 4, gradient 4, AdamW 8 (SGD with momentum 4,
+without 0). Where the pass is 16 bit and weights are fp32, autocast keeps a copy of 2. So full fine-tuning with AdamW takes 16 bytes
+a parameter, 18 in 16 bit.
+
+Activations, bytes per token of a Llama-like layer: what autograd keeps for the backward pass of transformers' modules under our
+packed attention. H hidden, Q = heads · head_dim, K = kv_heads · head_dim, F feed-forward width, c bytes of the compute type,
+r bytes of the residual stream (2 only where all weights are 16 bit), n = 1 where norms train, a and f = 1 where linear layers
+of attention and of the feed-forward train or carry an adapter (a frozen linear layer keeps no input):
+
+    norms       2 · (4 H + n r H)               the input in fp32; its normalised form for the gain's gradient
+    inputs      (3 a + 2 f) c H if r > c        autocast casts an fp32 input once per linear layer (q k v, gate up),
+                (a + f) c H otherwise           else the layers share it
+    attention   c (2 Q + 2 K)                   varlen kernel on CUDA: q, k, v, output (which is the next layer's input)
+                c (4 Q p + a Q)                 elsewhere: documents of like length padded side by side, k and v repeated to
+                                                all heads; p is the padding, and the output gathered back
+    feed-fwd    c F (3 + f) gated, c F (e + f)  gate, its activation, up, product; e = 4 for composite GELU, else 1
+    adapters    c rank per module, and with dropout (1 + c) of its input's width
+
+No term grows with the square of the length: every path uses fused attention. With recompute a layer keeps only its input (r H)
+and one layer at a time is whole. The head runs on scored tokens only, a chunk of 2^24 logits at a time, three fp32 arrays of it
+alive; the hidden states of scored tokens and their slope are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tunesmith.errors import GateRefused
+from tunesmith.models import names
+from tunesmith.models.facts import ModelFacts
+from tunesmith.planning.scope import Scope
+from tunesmith.planning.settings import Settings
+
+TYPE_BYTES: Mapping[str, int] = {"fp32": 4, "bf16": 2, "fp16": 2}
+PARTS = ("weights", "gradients", "optimiser", "activations", "logits", "buffers")
+_CHUNK_LOGITS = 1 << 24
+_LIVE_LOGITS = 3
+_PADDING = 1.25
+_RUNTIME_BYTES = {"cpu": 450 << 20, "cuda": 800 << 20}
+"""Python with torch and transformers; the CUDA context and its libraries."""
+_ALLOCATOR_SHARE = {"cpu": 0.7, "cuda": 0.05}
+"""What the allocator holds beyond what lives: glibc keeps freed blocks, peaks of 1.4 to 2.0 times the live bytes were measured
+(8 and 28 M parameters, LoRA and full); CUDA's caching allocator fragments little."""
+_GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes by part at the peak of a step, and whether they fit what is available."""
+
+    parts: Mapping[str, int]
+    available_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        """Sum of the parts."""
+        return sum(self.parts.values())
+
+    @property
+    def fits(self) -> bool:
+        """Whether the machine has that much."""
+        return self.total_bytes <= self.available_bytes
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "parts": dict(self.parts), "total_bytes": self.total_bytes,
+            "available_bytes": self.available_bytes, "fits": self.fits,
+        }  # fmt: skip
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Memory:
+        """Inverse of ``to_json``."""
+        return cls(dict(values["parts"]), values["available_bytes"])
+
+
+def estimate_memory(
+    facts: ModelFacts, scope: Scope, settings: Settings, available_bytes: int, scored_share: float = 1.0
+) -> Memory:
+    """Peak memory of a training step on the device.
+
+    Args:
+        facts: sizes of the model.
+        scope: what trains.
+        settings: precision, device, atom and recompute count.
+        available_bytes: what the plan may fill.
+        scored_share: trained tokens over tokens.
+    """
+    compute = TYPE_BYTES[settings.precision]
+    in_base = sum(scope.trained.values())
+    frozen_bytes = (facts.num_parameters - in_base) * TYPE_BYTES[settings.weights_dtype]
+    activations, workspace = _activation_bytes(facts, scope, settings)
+    logits, head_buffers = _head_bytes(facts, scope, settings, scored_share)
+    cast = facts.num_parameters if settings.weights_dtype == "fp32" else in_base
+    casts = 2 * (cast + scope.num_adapter) if compute == 2 else 0
+    held = int(_ALLOCATOR_SHARE[settings.device] * (activations + workspace))
+    parts = {
+        "weights": frozen_bytes + 4 * scope.num_trainable,
+        "gradients": 4 * scope.num_trainable,
+        "optimiser": optimiser_bytes(settings) * scope.num_trainable,
+        "activations": activations,
+        "logits": logits,
+        "buffers": casts + workspace + head_buffers + held + _RUNTIME_BYTES[settings.device],
+    }
+    return Memory(parts, available_bytes)
+
+
+def optimiser_bytes(settings: Settings) -> int:
+    """Bytes of optimiser state per trained element."""
+    if settings.optimiser == "adamw":
+        return 8
+    return 4 if settings.momentum > 0 else 0
+
+
+def activation_bytes_per_token(facts: ModelFacts, scope: Scope, settings: Settings, layer: int) -> int:
+    """Bytes that one layer keeps per token for the backward pass; the module's docstring derives it."""
+    compute = TYPE_BYTES[settings.precision]
+    residual = _residual_bytes(settings)
+    hidden, inner = facts.hidden_size, facts.intermediate_size
+    query, key = facts.num_heads * facts.head_dim, facts.num_kv_heads * facts.head_dim
+    own = [name for name in (*scope.trained, *scope.adapted) if names.layer_index(name) == layer]
+    norms_train = any(names.is_norm(name) for name in own)
+    attention = any(_is_matrix(scope, name) and names.in_attention(name.removesuffix(".weight")) for name in own)
+    forward = any(_is_matrix(scope, name) and names.in_feed_forward(name.removesuffix(".weight")) for name in own)
+    norms = 2 * (4 * hidden + norms_train * residual * hidden)
+    if any("q_norm" in name and names.layer_index(name) == layer for name in facts.tensors):
+        norms += 4 * (query + key)
+    if residual > compute:
+        inputs = (3 * attention + 2 * forward) * compute * hidden
+    else:
+        inputs = (attention + forward) * compute * hidden
+    if uses_varlen(settings):
+        attended = compute * (2 * query + 2 * key)
+    else:
+        attended = int(compute * (4 * query * _PADDING + attention * query))
+    kept = 3 if facts.gated else (4 if facts.activation in ("gelu_new", "gelu_fast") else 1)
+    adapters = sum(1 for name in scope.adapted if names.layer_index(name) == layer) * compute * scope.rank
+    if scope.dropout > 0:
+        widths = sum(_input_width(facts, name) for name in scope.adapted if names.layer_index(name) == layer)
+        adapters += (1 + compute) * widths
+    return norms + inputs + attended + compute * inner * (kept + forward) + adapters
+
+
+def uses_varlen(settings: Settings) -> bool:
+    """Whether attention runs in the variable-length kernel: CUDA, 16 bit, not deterministic."""
+    return settings.device == "cuda" and settings.precision != "fp32" and not settings.deterministic
+
+
+def require_fit(memory: Memory, settings: Settings) -> None:
+    """Refuse a run that the machine has no memory for.
+
+    Raises:
+        GateRefused: names what is needed, what there is, the largest part and what would help.
+    """
+    if memory.fits:
+        return
+    largest = max(PARTS, key=lambda part: memory.parts[part])
+    raise GateRefused(
+        f"the run needs {memory.total_bytes / _GIB:.1f} GiB of memory and {memory.available_bytes / _GIB:.1f} GiB are available; "
+        f"the largest part is {largest} with {memory.parts[largest] / _GIB:.1f} GiB",
+        where=f"plan for {settings.device}, {settings.precision}, {settings.atom_tokens:,} tokens in a pass",
+        hint=_REMEDIES[largest],
+    )
+
+
+_REMEDIES = {
+    "weights": "take a smaller base model, `training.precision: bf16` where the hardware has it, or a machine with more memory",
+    "gradients": "train fewer parameters: `adapter: {type: lora}`, or partial with fewer layers",
+    "optimiser": "train fewer parameters: `adapter: {type: lora}`; or `training.optimiser: sgd`",
+    "activations": "set `training.recompute: on`, or a smaller `model.context`",
+    "logits": "a machine with more memory; the head's chunks are as small as they get",
+    "buffers": "a smaller `model.context`, or fewer trained parameters: `adapter: {type: lora}`",
+}
+
+
+def _activation_bytes(facts: ModelFacts, scope: Scope, settings: Settings) -> tuple[int, int]:
+    """Bytes kept for the backward pass, and bytes that live only while one layer runs backward."""
+    compute, residual = TYPE_BYTES[settings.precision], _residual_bytes(settings)
+    hidden, tokens = facts.hidden_size, settings.atom_tokens
+    layers = [
+        activation_bytes_per_token(facts, scope, settings, index)
+        for index in range(scope.first_layer, facts.num_layers)
+    ]
+    per_token = 4 * hidden + compute * hidden  # final norm and its output
+    if settings.recompute and layers:
+        per_token += len(layers) * residual * hidden + max(layers)
+    else:
+        per_token += sum(layers)
+    workspace = (4 * compute * facts.intermediate_size + 16 * hidden) * tokens
+    return per_token * tokens, workspace
+
+
+def _head_bytes(facts: ModelFacts, scope: Scope, settings: Settings, scored_share: float) -> tuple[int, int]:
+    """Bytes of logits in flight, and of what the head keeps beside them."""
+    rows = facts.embedding_rows
+    scored = max(1, int(settings.atom_tokens * min(1.0, scored_share)))
+    logits = _LIVE_LOGITS * 4 * rows * min(scored, max(1, _CHUNK_LOGITS // rows))
+    kept = 2 * TYPE_BYTES[settings.precision] * facts.hidden_size * scored
+    trains = any(names.is_head(name) or (facts.tied and names.is_embedding(name)) for name in scope.trained)
+    return logits, kept + (8 * rows * facts.hidden_size if trains else 0)
+
+
+def _residual_bytes(settings: Settings) -> int:
+    """The residual stream is 16 bit only where the frozen weights are; trained fp32 weights make it fp32."""
+    return TYPE_BYTES[settings.weights_dtype]
+
+
+def _is_matrix(scope: Scope, name: str) -> bool:
+    return name in scope.adapted or (name.endswith(".weight") and not names.is_norm(name))
+
+
+def _input_width(facts: ModelFacts, module: str) -> int:
+    """Width of a linear layer's input. GPT-2 stores its matrices transposed; the wider guess is the safe one."""
+    rows, columns = facts.tensors[f"{module}.weight"]
+    return max(rows, columns) if facts.model_type == "gpt2" else columns

@@ -1,0 +1,326 @@
+"""The plan: what this machine will do with a recipe, nothing unset, every derived value with its reason. Torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tunesmith.data.rendering import make_renderer
+from tunesmith.errors import ModelError
+from tunesmith.models.facts import ModelFacts, read_facts
+from tunesmith.models.locate import ModelFolder, check_weights, locate
+from tunesmith.planning import defaults, memory, speeds
+from tunesmith.planning.cost import Time, disk_bytes, energy, passes, price, run_flops, run_time
+from tunesmith.planning.machine import Machine, detect
+from tunesmith.planning.memory import Memory
+from tunesmith.planning.sampling import estimate_counts
+from tunesmith.planning.scope import TrainableCount, scope_of
+from tunesmith.planning.settings import Counts, Derived, Settings
+from tunesmith.planning.settle import resolve_recipe, settle
+from tunesmith.planning.sizing import fit_to_memory
+from tunesmith.planning.speeds import Speed, SpeedKey
+from tunesmith.recipe.codec import parse
+from tunesmith.recipe.fingerprint import identity
+from tunesmith.recipe.root import Recipe
+
+_UNKNOWN_TIME = (
+    "The time is not known yet: no training was measured on this machine. Train twenty steps "
+    "(`tunesmith train RECIPE training.max_steps=20`) and plan again, or state `machine.tflops`."
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be done. Everything in it is plain data; ``to_json`` and ``from_json`` are inverse.
+
+    Attributes:
+        recipe: the resolved recipe, derived values filled in; ``recipe.codec.parse`` reads it back.
+        identity: what a resume must share.
+        model: name, folder, architecture, shape and sizes of the base.
+        machine: what was found.
+        values: dotted key -> value and reason.
+        parameters: of the base, and those that train.
+        memory: bytes by part at the peak of a step.
+        disk: bytes on disk by part.
+        data: an epoch's rows and tokens.
+        settings: what the trainer needs.
+        flops: floating-point operations of the whole run.
+        time: seconds with an interval, None where no speed is known.
+        energy: watt-hours, where power is stated.
+        price: money, where an hour's price is stated.
+        speed_key: where to record the measured speed of this run.
+        notes: sentences to say aloud.
+        source: the recipe as it was written; not part of the JSON.
+    """
+
+    recipe: dict[str, Any]
+    identity: dict[str, Any]
+    model: dict[str, Any]
+    machine: Machine
+    values: dict[str, Derived[Any]]
+    parameters: TrainableCount
+    memory: Memory
+    disk: dict[str, int]
+    data: Counts
+    settings: Settings
+    flops: float
+    time: Time | None
+    energy: dict[str, float] | None
+    price: dict[str, float] | None
+    speed_key: SpeedKey
+    notes: list[str] = field(default_factory=list)
+    source: Recipe | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def resolved(self) -> Recipe:
+        """The resolved recipe, with paths relative to where the written one stood."""
+        folder = self.source.folder if self.source is not None else Path()
+        return parse(self.recipe, source="plan").placed(folder)
+
+    @property
+    def total_tokens(self) -> int:
+        """Tokens that pass the model in training, all epochs."""
+        return round(self.data.tokens * passes(self.settings))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; the last line repeats what a report sets beside what was measured."""
+        return {
+            "recipe": self.recipe, "identity": self.identity, "model": self.model, "machine": self.machine.to_json(),
+            "values": {key: {"value": item.value, "reason": item.reason} for key, item in self.values.items()},
+            "parameters": self.parameters.to_json(), "memory": self.memory.to_json(), "disk": self.disk,
+            "disk_bytes": sum(self.disk.values()), "data": self.data.to_json(), "settings": self.settings.to_json(),
+            "flops": self.flops, "time": self.time.to_json() if self.time else None, "energy": self.energy,
+            "price": self.price, "speed_key": vars(self.speed_key), "notes": list(self.notes),
+            "steps": self.settings.total_steps, "tokens": self.total_tokens, "memory_bytes": self.memory.total_bytes,
+            "energy_wh": self.energy["watt_hours"] if self.energy else None,
+            "cost": self.price["amount"] if self.price else None,
+        }  # fmt: skip
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Plan:
+        """Inverse of ``to_json``."""
+        return cls(
+            recipe=values["recipe"],
+            identity=values["identity"],
+            model=values["model"],
+            machine=Machine.from_json(values["machine"]),
+            values={key: Derived(item["value"], item["reason"]) for key, item in values["values"].items()},
+            parameters=TrainableCount(**values["parameters"]),
+            memory=Memory.from_json(values["memory"]),
+            disk=dict(values["disk"]),
+            data=Counts.from_json(values["data"]),
+            settings=Settings.from_json(values["settings"]),
+            flops=values["flops"],
+            time=Time(**values["time"]) if values["time"] else None,
+            energy=values["energy"],
+            price=values["price"],
+            speed_key=SpeedKey(**values["speed_key"]),
+            notes=list(values["notes"]),
+        )
+
+
+def make_plan(
+    recipe: Recipe, machine: Machine | None = None, counts: Counts | None = None, *, speeds_file: Path | None = None
+) -> Plan:
+    """Plan a recipe; reads the model's config and headers, and a sample of the data where ``counts`` is not given.
+
+    Args:
+        recipe: what to do.
+        machine: where; None looks at this one.
+        counts: an epoch's rows and tokens, from a token cache; None estimates them.
+        speeds_file: measured speeds; None is the one in the cache folder.
+
+    Raises:
+        RecipeError: a value that the model cannot have, or a pattern that matches nothing.
+        ModelError: the base is missing, torn, pickled or no causal language model.
+        DataError: a data file is wrong.
+        HardwareMissing: the recipe asks for hardware that is not here.
+    """
+    folder = locate(recipe.model.name, recipe.folder)
+    check_weights(folder.path)
+    facts = read_facts(folder.path)
+    _require_causal(facts, folder)
+    machine = machine or detect(recipe.machine)
+    scope = scope_of(facts, recipe.adapter)
+    context = defaults.derive_context(recipe, facts)
+    notes = _model_notes(facts)
+    if counts is None:
+        renderer, said = make_renderer(folder.path, recipe.model, recipe.objective, recipe.folder)
+        counts = estimate_counts(recipe, renderer, context.value)
+        notes += said
+    notes += _count_notes(counts)
+    settings, values = settle(recipe, facts, machine, counts, context)
+    settings, needed, values["training.atom_tokens"], values["training.recompute"] = fit_to_memory(
+        facts, scope, settings, counts, machine.available_bytes, recipe.training.recompute
+    )
+    notes += [] if needed.fits else [_does_not_fit(needed, settings)]
+    flops = run_flops(facts, scope, settings, counts)
+    key = SpeedKey(machine.fingerprint, machine.device, settings.precision, facts.shape_name, scope.kind)
+    time = _time(recipe, key, flops, counts, notes, speeds_file)
+    resolved = resolve_recipe(recipe, settings)
+    return Plan(
+        recipe=resolved.model_dump(mode="json"),
+        identity=identity(resolved),
+        model=_model(facts, folder),
+        machine=machine,
+        values=values,
+        parameters=TrainableCount(
+            facts.num_parameters, scope.num_trainable, scope.num_trainable / facts.num_parameters
+        ),
+        memory=needed,
+        disk=dict(disk_bytes(facts, scope, settings, counts, recipe.training.early_stopping is not None)),
+        data=counts,
+        settings=settings,
+        flops=flops,
+        time=time,
+        energy=energy(time, recipe.machine),
+        price=price(time, recipe.machine),
+        speed_key=key,
+        notes=notes,
+        source=recipe,
+    )
+
+
+def require_fit(plan: Plan) -> None:
+    """Refuse a plan that does not fit into memory. Raises GateRefused."""
+    memory.require_fit(plan.memory, plan.settings)
+
+
+def plan_rows(plan: Plan) -> list[tuple[str, str, str, str]]:
+    """The plan for a terminal: section, key, value, reason; rows of a section stand together."""
+    rows = [(*_split(key), _shown(item.value), item.reason) for key, item in plan.values.items()]
+    count = plan.parameters
+    rows += [
+        ("parameters", "total", f"{count.total:,}", "of the base, from the headers of its weight files"),
+        ("parameters", "trained", f"{count.trainable:,}", f"{count.share:.2%} of the base's number"),
+    ]
+    rows += [("memory", part, _size(size), "") for part, size in plan.memory.parts.items()]
+    fits = "fits" if plan.memory.fits else "does not fit"
+    there = f"{fits}: {_size(plan.memory.available_bytes)} are available"
+    rows.append(("memory", "total", _size(plan.memory.total_bytes), there))
+    rows += [("disk", part, _size(size), "") for part, size in plan.disk.items()]
+    rows += _cost_rows(plan)
+    sections = list(dict.fromkeys(row[0] for row in rows))
+    return sorted(rows, key=lambda row: sections.index(row[0]))
+
+
+def _split(key: str) -> tuple[str, str]:
+    section, _, name = key.partition(".")
+    return section, name
+
+
+def _cost_rows(plan: Plan) -> list[tuple[str, str, str, str]]:
+    data = plan.data
+    how = "counted" if data.exact else f"estimated from {data.sampled:,} rows"
+    interval = (
+        "" if data.exact else f"; 95 % interval {data.low:,} to {data.high:,}; `tunesmith data check` makes it exact"
+    )
+    rows = [
+        ("data", "rows an epoch", f"{data.rows:,}", how),
+        ("data", "tokens an epoch", f"{data.tokens:,}", how + interval),
+        (
+            "data",
+            "trained tokens",
+            f"{data.trained_tokens:,}",
+            f"{data.trained_tokens / max(1, data.tokens):.0%} of the tokens",
+        ),
+        ("cost", "tokens of the run", f"{plan.total_tokens:,}", ""),
+        ("cost", "arithmetic", f"{plan.flops:.3g} FLOP", ""),
+    ]
+    if plan.time is None:
+        rows.append(("cost", "time", "not known yet", _UNKNOWN_TIME))
+    else:
+        span = f"{_duration(plan.time.low)} to {_duration(plan.time.high)}, {plan.time.basis}; training only"
+        rows.append(("cost", "time", _duration(plan.time.seconds), span))
+    if plan.energy:
+        rows.append(
+            ("cost", "energy", f"{plan.energy['watt_hours']:.3g} Wh", f"at {plan.energy['watts']:g} W as stated")
+        )
+    if plan.price:
+        rows.append(
+            ("cost", "price", f"{plan.price['amount']:.2f}", f"at {plan.price['per_hour']:g} an hour as stated")
+        )
+    return rows
+
+
+def _model(facts: ModelFacts, folder: ModelFolder) -> dict[str, Any]:
+    return {
+        "name": folder.name, "path": str(folder.path), "embedded": folder.embedded, "architecture": facts.architecture,
+        "shape": facts.shape_name, "parameters": facts.num_parameters, "bytes": facts.weights_bytes, "dtype": facts.dtype,
+    }  # fmt: skip
+
+
+def _require_causal(facts: ModelFacts, folder: ModelFolder) -> None:
+    if not facts.is_causal_lm:
+        raise ModelError(
+            f"`{facts.architecture}` is not a causal language model, which `sft` and `clm` need",
+            where=str(folder.path / "config.json"),
+            hint="give a model whose architecture ends in ForCausalLM",
+        )
+
+
+def _model_notes(facts: ModelFacts) -> list[str]:
+    if not facts.dropped_fields:
+        return []
+    return [
+        f"config.json holds fields that are not obeyed, since they could run code or choose kernels: {', '.join(facts.dropped_fields)}"
+    ]
+
+
+def _count_notes(counts: Counts) -> list[str]:
+    notes = list(counts.notes)
+    if not counts.exact:
+        notes.append("Rows and tokens are estimates; `tunesmith data check RECIPE` makes them exact.")
+    return notes
+
+
+def _does_not_fit(needed: Memory, settings: Settings) -> str:
+    return (
+        f"Does not fit: {_size(needed.total_bytes)} are needed at {settings.atom_tokens:,} tokens a pass, "
+        f"{_size(needed.available_bytes)} are available; `tunesmith train` will refuse."
+    )
+
+
+def _time(
+    recipe: Recipe, key: SpeedKey, flops: float, counts: Counts, notes: list[str], speeds_file: Path | None
+) -> Time | None:
+    if recipe.machine.tflops is not None:
+        stated = Speed(
+            recipe.machine.tflops * 1e12, 1.0, 0, f"at {recipe.machine.tflops:g} TFLOP/s as stated in the recipe"
+        )
+        return run_time(flops, stated, counts)
+    speed, note = speeds.lookup(key, speeds_file)
+    notes += [note] if note else []
+    if speed is None:
+        notes.append(_UNKNOWN_TIME)
+    return run_time(flops, speed, counts)
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "not yet"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(str(item) for item in value)
+    if isinstance(value, float):
+        return f"{value:g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _size(num_bytes: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if num_bytes < 1024:
+            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1024
+    return f"{num_bytes:.1f} GiB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

@@ -1,0 +1,261 @@
+"""A few rows of a file and how many it has, cheaply: by seeking where a file can be sought, else from its beginning. Torch-free."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from math import isqrt
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from tunesmith.data.sources import PIECE_BYTES, WHOLE_TEXT_BYTES, read_rows
+from tunesmith.data.streams import PACKED
+from tunesmith.records import Origin, RawRow, Rejected
+
+WHOLE_BYTES = 1 << 18
+"""Files up to this size are read whole."""
+COUNTED_BYTES = 32 << 20
+"""Rows of plain files up to this size are counted, not estimated."""
+_READ_BYTES = 8 << 20
+_PROBE_BYTES = 4 << 20
+_TEXT_PIECES = 32
+
+Sampled = RawRow | Rejected
+
+
+@dataclass(frozen=True)
+class FileSample:
+    """Rows of one file.
+
+    Attributes:
+        rows: a sample, without replacement where the file is counted.
+        num_rows: rows of the file.
+        counted: ``num_rows`` is exact.
+        row_spread: relative standard error of ``num_rows`` where it is an estimate.
+        note: how the rows were taken, where not evenly.
+    """
+
+    rows: list[Sampled]
+    num_rows: float
+    counted: bool
+    row_spread: float = 0.0
+    note: str | None = None
+
+
+def sample_file(path: Path, shown: str, wanted: int, generator: np.random.Generator) -> FileSample:
+    """Take about ``wanted`` rows of a file.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    suffixes = path.name.lower()
+    size = path.stat().st_size
+    if suffixes.endswith(PACKED):
+        return _from_start(path, shown, wanted, _packed_bytes(path) if size > WHOLE_BYTES else None)
+    if suffixes.endswith(".parquet"):
+        return _parquet(path, shown, wanted)
+    if size <= WHOLE_BYTES or (suffixes.endswith(".txt") and size <= WHOLE_TEXT_BYTES):
+        return _whole(list(read_rows(path, shown)), wanted, generator)
+    if suffixes.endswith(".json"):
+        if size <= COUNTED_BYTES and (rows := _whole_json(path, shown)) is not None:
+            return _whole(rows, wanted, generator)
+        return _from_start(path, shown, wanted, size)
+    if suffixes.endswith(".txt"):
+        return _text_pieces(path, shown, min(wanted, _TEXT_PIECES), generator)
+    if size <= COUNTED_BYTES:
+        return _counted(path, shown, wanted, generator)
+    return _sought(path, shown, wanted, generator)
+
+
+def _text_pieces(path: Path, shown: str, wanted: int, generator: np.random.Generator) -> FileSample:
+    """Pieces of a long text as the reader of rows cuts it, but at random places."""
+    size = path.stat().st_size
+    rows: list[Sampled] = []
+    with path.open("rb") as stream:
+        for offset in generator.integers(0, size - PIECE_BYTES, size=wanted):
+            stream.seek(int(offset))
+            rows.append(RawRow(Origin(shown, 0), {"text": stream.read(PIECE_BYTES).decode("utf-8", "ignore")}))
+    return FileSample(rows, size / PIECE_BYTES, counted=False)
+
+
+def _whole(rows: list[Sampled], wanted: int, generator: np.random.Generator) -> FileSample:
+    if len(rows) <= wanted:
+        return FileSample(rows, len(rows), counted=True)
+    chosen = np.sort(generator.choice(len(rows), size=wanted, replace=False))
+    return FileSample([rows[index] for index in chosen], len(rows), counted=True)
+
+
+def _whole_json(path: Path, shown: str) -> list[Sampled] | None:
+    """Objects of an array; None for other layouts, which the reader of rows knows better."""
+    try:
+        values = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
+        return None
+    return [RawRow(Origin(shown, number), value) for number, value in enumerate(values, 1)]
+
+
+def _from_start(path: Path, shown: str, wanted: int, num_bytes: float | None) -> FileSample:
+    """The first rows; their number follows from the bytes that they would take in the file. None: read all."""
+    if num_bytes is None:
+        rows = list(read_rows(path, shown))
+        return FileSample(rows[:: max(1, len(rows) // wanted)], len(rows), counted=True)
+    rows = list(islice(read_rows(path, shown), wanted + 1))
+    if len(rows) <= wanted:
+        return FileSample(rows, len(rows), counted=True)
+    sizes = [len(json.dumps(row.values, default=str).encode("utf-8")) for row in rows]
+    mean = max(1.0, sum(sizes) / len(sizes))
+    spread = float(np.std(sizes)) / mean / isqrt(len(sizes))
+    note = f"{shown} cannot be sought: the estimate rests on its first {len(rows):,} rows"
+    return FileSample(rows, num_bytes / mean, counted=False, row_spread=max(spread, 0.05), note=note)
+
+
+def _packed_bytes(path: Path) -> float:
+    """Size after unpacking, from the ratio of the first 4 MiB."""
+    with path.open("rb") as packed:
+        done = 0
+        for piece in _unpacked(path, packed):
+            done += len(piece)
+            if done >= _PROBE_BYTES:
+                break
+        return path.stat().st_size * done / max(1, packed.tell())
+
+
+def _unpacked(path: Path, packed: BinaryIO) -> Iterator[bytes]:
+    if path.name.lower().endswith(".gz"):
+        with gzip.GzipFile(fileobj=packed, mode="rb") as stream:
+            while piece := stream.read(1 << 16):
+                yield piece
+        return
+    import pyarrow
+
+    with pyarrow.CompressedInputStream(packed, "zstd") as table:
+        while piece := table.read(1 << 16):
+            yield piece
+
+
+def _parquet(path: Path, shown: str, wanted: int) -> FileSample:
+    rows = list(islice(read_rows(path, shown), wanted + 1))
+    if len(rows) <= wanted:
+        return FileSample(rows, len(rows), counted=True)
+    import pyarrow.parquet
+
+    total = int(pyarrow.parquet.read_metadata(path).num_rows)
+    note = f"{shown} is parquet: the estimate rests on its first {len(rows):,} of {total:,} rows"
+    return FileSample(rows, total, counted=True, note=note)
+
+
+def _counted(path: Path, shown: str, wanted: int, generator: np.random.Generator) -> FileSample:
+    """Rows of jsonl, csv and tsv of a size that can be read whole: all are counted, some are parsed."""
+    parse = _LineParser(path, shown)
+    content = path.read_bytes()
+    starts = row_starts(content)[int(parse.has_header) :]
+    ends = np.append(starts[1:], len(content))
+    chosen = np.arange(len(starts))
+    if len(starts) > wanted:
+        chosen = np.sort(generator.choice(len(starts), size=wanted, replace=False))
+    rows = [row for index in chosen if (row := parse(content[starts[index] : ends[index]])) is not None]
+    return FileSample(rows, len(starts), counted=True)
+
+
+def row_starts(content: bytes) -> np.ndarray:
+    """Offsets at which rows begin: behind line ends that no double quotes enclose, blank lines left out.
+
+    In JSON lines every line closes its quotes, and in csv a field that holds line ends is quoted.
+    """
+    letters = np.frombuffer(content, dtype=np.uint8)
+    is_end = letters == ord("\n")
+    if b'"' in content and content.lstrip()[:1] not in (b"{", b"["):
+        is_end &= (np.add.accumulate(letters == ord('"'), dtype=np.uint8) & 1) == 0
+    starts = np.concatenate(([0], np.flatnonzero(is_end) + 1))
+    starts = starts[starts < len(content)]
+    return starts[~np.isin(letters[starts], (ord("\n"), ord("\r")))]
+
+
+def _sought(path: Path, shown: str, wanted: int, generator: np.random.Generator) -> FileSample:
+    """Rows of jsonl, csv and tsv that begin in random blocks: each row is as likely as any other, whatever its length.
+
+    Their number is the file's size over the mean length of a row. Rows of csv with line ends inside are left out.
+    """
+    parse = _LineParser(path, shown)
+    size = path.stat().st_size
+    rows: list[Sampled] = []
+    sizes: list[int] = []
+    broken = 0
+    budget = _READ_BYTES
+    with path.open("rb") as stream:
+        head = stream.read(1 << 16)
+        block = max(1, len(head) // max(1, head.count(b"\n")))
+        first = head.find(b"\n") + 1 if parse.has_header else 0
+        for offset in generator.integers(max(1, first), size, size=wanted):
+            stream.seek(int(offset) - 1)
+            stream.readline()
+            while budget > 0 and stream.tell() < offset + block and (line := stream.readline()):
+                budget -= len(line)
+                row = parse(line)
+                if row is None:
+                    broken += 1
+                    continue
+                rows.append(row)
+                sizes.append(len(line))
+    if not rows:
+        return _from_start(path, shown, wanted, size)
+    mean = sum(sizes) / len(sizes)
+    spread = float(np.std(sizes)) / mean / isqrt(len(sizes)) if len(sizes) > 1 else 1.0
+    note = (
+        f"{shown}: {broken:,} of {broken + len(rows):,} sampled lines were no whole rows"
+        if 100 * broken > len(rows)
+        else None
+    )
+    return FileSample(rows, (size - first) / mean, counted=False, row_spread=spread, note=note)
+
+
+class _LineParser:
+    """Text of one row of jsonl, csv or tsv to a row; None where it is no whole row."""
+
+    def __init__(self, path: Path, shown: str) -> None:
+        suffix = path.suffix.lower()
+        self.origin = Origin(shown, 0)
+        self.has_header = suffix in (".csv", ".tsv")
+        self.delimiter = "\t" if suffix == ".tsv" else ","
+        self.columns: list[str] = []
+        if self.has_header:
+            # The reader of rows checks the header and says what is wrong with it.
+            first = next(iter(read_rows(path, shown)))
+            self.columns = list(first.values) if isinstance(first.values, Mapping) else []
+            self.has_header = bool(self.columns)
+
+    def __call__(self, line: bytes) -> Sampled | None:
+        try:
+            text = line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            return Rejected(self.origin, "wrong_encoding", f"byte {error.start} of the line is not UTF-8")
+        if not text.strip():
+            return None
+        return self._fields(text) if self.has_header else self._object(text)
+
+    def _object(self, text: str) -> Sampled:
+        try:
+            value: Any = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            return Rejected(self.origin, "broken_json", str(error))
+        if not isinstance(value, dict):
+            return Rejected(self.origin, "wrong_type", "a row is an object")
+        return RawRow(self.origin, value)
+
+    def _fields(self, text: str) -> Sampled | None:
+        try:
+            fields = next(csv.reader(io.StringIO(text, newline=""), delimiter=self.delimiter, strict=True))
+        except (csv.Error, StopIteration):
+            return None
+        if len(fields) != len(self.columns):
+            return None
+        return RawRow(self.origin, dict(zip(self.columns, fields, strict=True)))

@@ -1,0 +1,198 @@
+"""Which parameters train, counted from names and shapes alone. Torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from tunesmith.errors import RecipeError
+from tunesmith.models import names
+from tunesmith.models.facts import ModelFacts
+from tunesmith.recipe.adapters import FullSection, LoraSection, PartialSection
+
+
+@dataclass(frozen=True)
+class TrainableCount:
+    """Parameters of the base, those that train, and ``share`` = trainable / total. An adapter's own come beside the base's."""
+
+    total: int
+    trainable: int
+    share: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {"total": self.total, "trainable": self.trainable, "share": self.share}
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What trains.
+
+    Attributes:
+        kind: ``full``, ``partial`` or ``lora``.
+        trained: parameters of the base that train -> elements.
+        adapted: modules with a low-rank adapter -> elements of the adapter.
+        rank: of the adapters, 0 without.
+        dropout: of the adapters.
+        first_layer: lowest layer that a gradient must pass; the number of layers when only what follows them trains.
+    """
+
+    kind: str
+    trained: Mapping[str, int]
+    adapted: Mapping[str, int]
+    rank: int
+    dropout: float
+    first_layer: int
+
+    @property
+    def num_trainable(self) -> int:
+        """Elements that train, of base and adapters."""
+        return sum(self.trained.values()) + self.num_adapter
+
+    @property
+    def num_adapter(self) -> int:
+        """Elements of the adapters."""
+        return sum(self.adapted.values())
+
+
+def trainable_parameters(facts: ModelFacts, section: FullSection | PartialSection | LoraSection) -> TrainableCount:
+    """Count what trains.
+
+    Raises:
+        RecipeError: a pattern matches nothing, or nothing trains.
+    """
+    count = scope_of(facts, section).num_trainable
+    return TrainableCount(facts.num_parameters, count, count / facts.num_parameters)
+
+
+def scope_of(facts: ModelFacts, section: FullSection | PartialSection | LoraSection) -> Scope:
+    """Resolve the adapter section against the names of a model.
+
+    Raises:
+        RecipeError: a pattern matches nothing (the message lists what there is), more layers than the model has, or
+            nothing trains.
+    """
+    if isinstance(section, FullSection):
+        chosen = set(facts.tensors)
+        adapted: dict[str, int] = {}
+    elif isinstance(section, PartialSection):
+        chosen = _partial(facts, section)
+        adapted = {}
+    else:
+        chosen = set(_matching(section.also_train, facts, "adapter.also_train"))
+        modules = lora_targets(facts, section.targets)
+        adapted = {name: section.rank * sum(facts.tensors[f"{name}.weight"]) for name in modules}
+    if not chosen and not adapted:
+        raise RecipeError(
+            "nothing would train",
+            where="adapter",
+            hint="set `last_layers`, `patterns`, `norms`, `biases`, `embeddings` or `head`",
+        )
+    rank, dropout = (section.rank, section.dropout) if isinstance(section, LoraSection) else (0, 0.0)
+    return Scope(
+        kind=section.type,
+        trained={name: prod(shape) for name, shape in facts.tensors.items() if name in chosen},
+        adapted=adapted,
+        rank=rank,
+        dropout=dropout,
+        first_layer=_first_layer(facts, [*chosen, *adapted]),
+    )
+
+
+def lora_targets(facts: ModelFacts, targets: Iterable[str]) -> list[str]:
+    """Modules that the targets name, in the model's order.
+
+    Raises:
+        RecipeError: a target matches no linear layer.
+    """
+    linear = [name.removesuffix(".weight") for name, shape in facts.tensors.items() if names.is_linear(name, shape)]
+    found: set[str] = set()
+    for target in targets:
+        keyword = _KEYWORDS.get(target)
+        matched = [name for name in linear if (keyword(name) if keyword else names.matches(name, target))]
+        if not matched:
+            raise RecipeError(
+                f"the target `{target}` matches no linear layer of the model",
+                where="adapter.targets",
+                hint=f"linear layers there are: {_kinds(linear)}; or {', '.join(_KEYWORDS)}",
+            )
+        found.update(matched)
+    return [name for name in linear if name in found]
+
+
+_KEYWORDS: Mapping[str, Callable[[str], bool]] = {
+    "all-linear": lambda name: True,
+    "attention": names.in_attention,
+    "feed-forward": names.in_feed_forward,
+}
+
+
+def _partial(facts: ModelFacts, section: PartialSection) -> set[str]:
+    if section.last_layers > facts.num_layers:
+        raise RecipeError(
+            f"`last_layers` is {section.last_layers}, the model has {facts.num_layers} layers",
+            where="adapter.last_layers",
+            hint=f"give at most {facts.num_layers}",
+        )
+    first = facts.num_layers - section.last_layers
+    chosen = {name for name in facts.tensors if (index := names.layer_index(name)) is not None and index >= first}
+    chosen.update(_matching(section.patterns, facts, "adapter.patterns"))
+    kinds = {
+        "norms": [name for name in facts.tensors if names.is_norm(name)],
+        "biases": [name for name in facts.tensors if names.is_bias(name)],
+        "embeddings": [name for name in facts.tensors if names.is_embedding(name)],
+        "head": [name for name in facts.tensors if names.is_head(name) or (facts.tied and names.is_embedding(name))],
+    }
+    for kind, matched in kinds.items():
+        if not getattr(section, kind):
+            continue
+        if not matched:
+            raise RecipeError(
+                f"`{kind}: true`, but the model has none",
+                where=f"adapter.{kind}",
+                hint=f"parameters there are: {_kinds(facts.tensors)}",
+            )
+        chosen.update(matched)
+    return chosen
+
+
+def _matching(patterns: Iterable[str], facts: ModelFacts, where: str) -> list[str]:
+    """Parameters that any glob fits; a tied head answers to its own name too."""
+    found: list[str] = []
+    for pattern in patterns:
+        matched = [
+            name
+            for name in facts.tensors
+            if names.matches(name, pattern)
+            or (facts.tied and names.is_embedding(name) and names.matches("lm_head.weight", pattern))
+        ]
+        if not matched:
+            raise RecipeError(
+                f"the pattern `{pattern}` matches no parameter of the model",
+                where=where,
+                hint=f"parameters there are: {_kinds(facts.tensors)}; "
+                "patterns are globs over names or their last parts, such as `*.mlp.*`",
+            )
+        found += matched
+    return found
+
+
+def _kinds(known: Iterable[str]) -> str:
+    """Names with the numbers of layers folded into a star, each once."""
+    folded = dict.fromkeys(".".join("*" if part.isdigit() else part for part in name.split(".")) for name in known)
+    shown = list(folded)[:24]
+    return ", ".join(shown) + (" …" if len(folded) > len(shown) else "")
+
+
+def _first_layer(facts: ModelFacts, chosen: Iterable[str]) -> int:
+    lowest = facts.num_layers
+    for name in chosen:
+        index = names.layer_index(name)
+        is_start = names.is_position_embedding(name) or (names.is_embedding(name) and not names.is_head(name))
+        if index is not None:
+            lowest = min(lowest, index)
+        elif is_start:
+            lowest = 0
+    return lowest
