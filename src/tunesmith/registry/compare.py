@@ -1,0 +1,66 @@
+"""Two runs side by side: what their recipes change, their scores, their curves. Torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tunesmith.recipe.fingerprint import differences
+from tunesmith.registry.runs import RunFolder, summarise
+
+
+def compare_runs(a: Path, b: Path) -> dict[str, Any]:
+    """Compare two run folders.
+
+    Scores stand beside each other with their own intervals; a paired test needs the rows of both and is ``eval``'s.
+
+    Returns:
+        ``a`` and ``b``: the line of each run; ``recipe``: differing keys as ``key: a -> b``;
+        ``scores``: task -> metric -> ``{"a", "b"}``, each a score or None; ``probes``: the same for what was kept;
+        ``curves``: for ``a`` and ``b`` steps, losses in nats, and the same of the validation rows.
+
+    Raises:
+        RunError: a folder is no run, or one of its files is torn.
+    """
+    runs = {"a": RunFolder.open(a), "b": RunFolder.open(b)}
+    recipes = {side: run.recipe().model_dump(mode="json") for side, run in runs.items()}
+    cards = {side: run.scorecards().get("tuned", {}) for side, run in runs.items()}
+    return {
+        **{side: summarise(run).to_json() for side, run in runs.items()},
+        "recipe": changed(recipes["a"], recipes["b"]),
+        "scores": _beside(cards["a"].get("tasks", {}), cards["b"].get("tasks", {})),
+        "probes": _beside(cards["a"].get("probes", {}), cards["b"].get("probes", {})),
+        "curves": {side: curves(run) for side, run in runs.items()},
+    }
+
+
+def changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """Keys of two resolved recipes that differ, as ``key: a -> b``; the names of the runs are not compared."""
+    return differences(
+        {key: value for key, value in before.items() if key != "name"},
+        {key: value for key, value in after.items() if key != "name"},
+    )
+
+
+def curves(run: RunFolder) -> dict[str, list[float]]:
+    """Steps and losses of training and validation, as lists of equal length by pair."""
+    lines = run.metrics()
+    trained = [line for line in lines if line.get("loss") is not None]
+    validated = [line for line in lines if line.get("validation_loss") is not None]
+    return {
+        "steps": [line["step"] for line in trained],
+        "losses": [line["loss"] for line in trained],
+        "validation_steps": [line["step"] for line in validated],
+        "validation_losses": [line["validation_loss"] for line in validated],
+    }
+
+
+def _beside(a: Mapping[str, Mapping[str, Any]], b: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Both sides' scores by group and metric; a measure that one side lacks is None there."""
+    result: dict[str, dict[str, Any]] = {}
+    for group in [*a, *(name for name in b if name not in a)]:
+        left, right = a.get(group, {}), b.get(group, {})
+        metrics = [*left, *(name for name in right if name not in left)]
+        result[group] = {metric: {"a": left.get(metric), "b": right.get(metric)} for metric in metrics}
+    return result

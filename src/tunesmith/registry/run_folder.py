@@ -1,0 +1,275 @@
+"""A run on disk: names of its files, its identity, its lines of metrics and events. Torch-free.
+
+runs/NAME/  recipe.json  plan.json  environment.json  status.json  ledger.json  rejected.jsonl
+            metrics.jsonl  events.jsonl  samples.jsonl  checkpoints/  adapter/ or model/
+            scorecards/{base,tuned,comparison}.json  report.html  card.md
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tunesmith.errors import RecipeError, RunError
+from tunesmith.files import append_line, read_json, read_lines, write_json, write_text
+from tunesmith.recipe.codec import parse
+from tunesmith.recipe.fingerprint import differences, identity
+from tunesmith.recipe.root import Recipe
+
+STATUSES = ("running", "done", "interrupted", "stopped")
+_OTHER_RUN = "name another folder with --run, or take the recipe back to what this run was started with"
+_MAX_DIFFERENCES = 12
+
+
+class RunFolder:
+    """A folder that holds one run, or will.
+
+    Args:
+        path: need not exist; ``create`` makes it, ``open`` asks that it is a run.
+
+    Attributes:
+        path, recipe_path, plan_path, …: the folder and every file in it by name, whether it exists yet or not.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path = Path(path)
+        self.recipe_path = path / "recipe.json"
+        self.plan_path = path / "plan.json"
+        self.environment_path = path / "environment.json"
+        self.status_path = path / "status.json"
+        self.ledger_path = path / "ledger.json"
+        self.rejected_path = path / "rejected.jsonl"
+        self.metrics_path = path / "metrics.jsonl"
+        self.events_path = path / "events.jsonl"
+        self.samples_path = path / "samples.jsonl"
+        self.checkpoints_path = path / "checkpoints"
+        self.adapter_path = path / "adapter"
+        self.model_path = path / "model"
+        self.scorecards_path = path / "scorecards"
+        self.comparison_path = self.scorecards_path / "comparison.json"
+        self.report_path = path / "report.html"
+        self.card_path = path / "card.md"
+        self._mended: set[Path] = set()
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """The run in ``path``.
+
+        Raises:
+            RunError: there is no such folder, or it holds no run.
+        """
+        run = cls(path)
+        if not run.path.is_dir():
+            raise RunError(
+                "there is no such run folder", where=str(path), hint="`tunesmith runs list` shows the runs there are"
+            )
+        if not run.exists:
+            raise RunError(
+                "this folder holds no run: recipe.json is missing",
+                where=str(path),
+                hint="`tunesmith runs list` shows the runs there are",
+            )
+        return run
+
+    def create(self, recipe: Mapping[str, Any]) -> None:
+        """Make the folder and write the resolved recipe into it, which makes it a run.
+
+        Args:
+            recipe: plain values with nothing unset.
+
+        Raises:
+            RunError: the folder holds a run or other files already, or cannot be written.
+        """
+        if self.exists:
+            raise RunError(
+                "this folder holds a run already", where=str(self.path), hint="name another folder with --run"
+            )
+        try:
+            if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+                raise RunError(
+                    "a run needs a folder of its own, and this one holds other files",
+                    where=str(self.path),
+                    hint="name another folder with --run",
+                )
+            write_json(self.recipe_path, dict(recipe))
+            self.scorecards_path.mkdir(exist_ok=True)
+        except OSError as error:
+            raise RunError(
+                f"the run folder cannot be written: {error.strerror or error}",
+                where=str(self.path),
+                hint="free some space, or name a folder on another disk with --run",
+            ) from error
+
+    @property
+    def exists(self) -> bool:
+        """Whether the folder holds a run."""
+        return self.recipe_path.is_file()
+
+    @property
+    def name(self) -> str:
+        """Name of the folder."""
+        return self.path.resolve().name
+
+    def scorecard_path(self, name: str) -> Path:
+        """Scorecard of ``base`` or ``tuned``."""
+        return self.scorecards_path / f"{name}.json"
+
+    def scorecard_rows_path(self, name: str) -> Path:
+        """Rows beside the scorecard of ``base`` or ``tuned``, as JSON lines."""
+        return self.scorecards_path / f"{name}.rows.jsonl"
+
+    def recipe(self) -> Recipe:
+        """The recipe this run was started with.
+
+        Raises:
+            RunError: recipe.json is missing, torn, or not a recipe of this version.
+        """
+        values = read_json(self.recipe_path)
+        if not isinstance(values, dict):
+            raise RunError("the recipe of the run is torn", where=str(self.recipe_path))
+        try:
+            return parse(values, source=str(self.recipe_path))
+        except RecipeError as error:
+            raise RunError(
+                f"the recipe of the run is not valid here: {error.what}",
+                where=error.where,
+                hint="the run may be of another version of tunesmith; start a new one with --run",
+            ) from error
+
+    def check_identity(self, recipe: Recipe) -> None:
+        """Refuse a recipe that is not this run's.
+
+        Args:
+            recipe: resolved as the stored one; what may change on resume is not compared.
+
+        Raises:
+            RunError: lists the keys that differ.
+        """
+        changed = differences(identity(self.recipe()), identity(recipe))
+        if not changed:
+            return
+        shown = changed[:_MAX_DIFFERENCES]
+        more = len(changed) - len(shown)
+        lines = [f"  {line}" for line in shown] + ([f"  and {more} more"] if more else [])
+        raise RunError(
+            "\n".join(["this folder holds a run of another recipe (run -> recipe):", *lines]),
+            where=str(self.path),
+            hint=_OTHER_RUN,
+        )
+
+    def status(self) -> dict[str, Any]:
+        """How far the run is: ``status``, ``step``, ``steps``, ``tokens``, ``loss``, ``seconds``, ``message``.
+
+        A run that was created and never said anything is ``interrupted`` at step 0.
+
+        Raises:
+            RunError: status.json is torn.
+        """
+        if not self.status_path.exists():
+            return {"status": "interrupted", "step": 0, "message": "stopped before the first step"}
+        values = read_json(self.status_path)
+        if not isinstance(values, dict) or values.get("status") not in STATUSES:
+            raise RunError("the status of the run is torn", where=str(self.status_path))
+        return values
+
+    def set_status(self, status: str, **values: Any) -> None:
+        """Replace the status, keeping earlier values that are not given anew.
+
+        Args:
+            status: ``running``, ``done``, ``interrupted`` or ``stopped``.
+            values: any of ``step``, ``steps``, ``tokens``, ``loss``, ``seconds``, ``message``.
+        """
+        if status not in STATUSES:
+            raise ValueError(f"{status!r} is not one of {STATUSES}")
+        try:
+            before = self.status() if self.status_path.exists() else {}
+        except RunError:
+            before = {}
+        write_json(self.status_path, {**before, "message": "", **values, "status": status})
+
+    def append_metric(self, line: Mapping[str, Any]) -> None:
+        """Add a line with its ``step`` to metrics.jsonl."""
+        self._append(self.metrics_path, line)
+
+    def append_event(self, kind: str, step: int, message: str) -> None:
+        """Add a line to events.jsonl, stamped with seconds since 1970."""
+        self._append(self.events_path, {"time": time.time(), "step": step, "kind": kind, "message": message})
+
+    def append_sample(self, line: Mapping[str, Any]) -> None:
+        """Add a line with its ``step`` to samples.jsonl."""
+        self._append(self.samples_path, line)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Lines of metrics.jsonl; a torn last line is left out."""
+        return read_lines(self.metrics_path)
+
+    def events(self) -> list[dict[str, Any]]:
+        """Lines of events.jsonl."""
+        return read_lines(self.events_path)
+
+    def samples(self) -> list[dict[str, Any]]:
+        """Lines of samples.jsonl."""
+        return read_lines(self.samples_path)
+
+    def rewind_metrics(self, step: int) -> int:
+        """Drop metrics and samples after ``step``, so that a resumed run says each step once; events stay.
+
+        Returns:
+            Number of lines dropped.
+        """
+        return sum(
+            _keep(path, lambda line: int(line["step"]) <= step) for path in (self.metrics_path, self.samples_path)
+        )
+
+    def scorecards(self) -> dict[str, dict[str, Any]]:
+        """Scorecards by name (``base``, ``tuned`` …); the comparison is not one of them.
+
+        Raises:
+            RunError: one is torn.
+        """
+        if not self.scorecards_path.is_dir():
+            return {}
+        paths = sorted(self.scorecards_path.glob("*.json"))
+        return {path.stem: read_json(path) for path in paths if path != self.comparison_path}
+
+    def comparison(self) -> dict[str, Any] | None:
+        """Base against tuned, or None before it was made. Raises RunError where it is torn."""
+        return read_json(self.comparison_path) if self.comparison_path.exists() else None
+
+    def _append(self, path: Path, line: Mapping[str, Any]) -> None:
+        # A line torn by a crash would swallow the next one: it is closed or cut once, before the first append.
+        if path not in self._mended:
+            _mend_tail(path)
+            self._mended.add(path)
+        append_line(path, dict(line))
+
+
+def _mend_tail(path: Path) -> None:
+    """End the file with a newline, without the torn last line a crash may have left."""
+    if not path.exists():
+        return
+    payload = path.read_bytes()
+    if not payload or payload.endswith(b"\n"):
+        return
+    start = payload.rfind(b"\n") + 1
+    try:
+        json.loads(payload[start:])
+    except ValueError:
+        os.truncate(path, start)
+        return
+    with path.open("ab") as stream:
+        stream.write(b"\n")
+
+
+def _keep(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> int:
+    """Rewrite a file of JSON lines with the wanted ones; returns how many were dropped."""
+    if not path.exists():
+        return 0
+    lines = read_lines(path)
+    kept = [line for line in lines if wanted(line)]
+    write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
+    return len(lines) - len(kept)

@@ -1,0 +1,117 @@
+"""Runs: one folder each (``RunFolder``), all of a folder, newest first, each in one line. Torch-free."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tunesmith.errors import RunError
+from tunesmith.registry.run_folder import RunFolder
+
+__all__ = ["UNREADABLE", "RunFolder", "RunSummary", "headline", "list_runs", "summarise"]
+
+UNREADABLE = "unreadable"
+_HEADLINE_ORDER = (
+    ("exact_match", "accuracy"),
+    ("exact_match", "exact_match"),
+    ("label_ranking", "accuracy"),
+    ("loss", "perplexity"),
+    ("loss", "loss"),
+)
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """One run.
+
+    Attributes:
+        path: its folder.
+        name: name of the folder.
+        status: ``running``, ``done``, ``interrupted``, ``stopped`` or ``unreadable``.
+        why: what is broken in an unreadable run; else empty.
+        model: name of the base model.
+        objective: type of the objective.
+        adapter: type of the adapter.
+        step: optimiser steps done.
+        steps: optimiser steps of the budget, where known.
+        score: ``{"task", "metric", "value", "low", "high", "n"}`` of the tuned model, where it was scored.
+        age_seconds: since the run last said something.
+    """
+
+    path: Path
+    name: str
+    status: str
+    age_seconds: float
+    why: str = ""
+    model: str = ""
+    objective: str = ""
+    adapter: str = ""
+    step: int = 0
+    steps: int | None = None
+    score: dict[str, Any] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {**asdict(self), "path": str(self.path)}
+
+
+def list_runs(root: Path) -> list[RunSummary]:
+    """Runs in the folders of ``root``, newest first. Folders that are no runs are passed over.
+
+    A run with a torn file is listed as ``unreadable`` with the reason.
+    """
+    if not root.is_dir():
+        return []
+    now = time.time()
+    folders = [RunFolder(path) for path in sorted(root.iterdir()) if path.is_dir()]
+    runs = [summarise(run, now) for run in folders if run.exists]
+    return sorted(runs, key=lambda run: (run.age_seconds, run.name))
+
+
+def summarise(run: RunFolder, now: float | None = None) -> RunSummary:
+    """One run in a line; torn files make it ``unreadable``.
+
+    Args:
+        run: the run.
+        now: seconds since 1970 that ages are counted to; the clock's where it is not given.
+    """
+    marks = [path.stat().st_mtime for path in (run.recipe_path, run.status_path) if path.exists()]
+    age = max(0.0, (time.time() if now is None else now) - max(marks, default=0.0))
+    try:
+        recipe, status = run.recipe(), run.status()
+        return RunSummary(
+            path=run.path,
+            name=run.name,
+            status=str(status["status"]),
+            age_seconds=age,
+            model=recipe.model.name,
+            objective=recipe.objective.type,
+            adapter=recipe.adapter.type,
+            step=int(status.get("step") or 0),
+            steps=status.get("steps"),
+            score=headline(run),
+        )
+    except (RunError, OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+        why = f"{error.what} ({error.where})" if isinstance(error, RunError) else str(error)
+        return RunSummary(path=run.path, name=run.name, status=UNREADABLE, age_seconds=age, why=why)
+
+
+def headline(run: RunFolder) -> dict[str, Any] | None:
+    """The score that speaks for the run: the measure its comparison claims on, else the first of a fixed order."""
+    tasks: Mapping[str, Mapping[str, Any]] = run.scorecards().get("tuned", {}).get("tasks", {})
+    claimed = (run.comparison() or {}).get("claimed_on")
+    if isinstance(claimed, str):
+        task, _, metric = claimed.rpartition(".")
+        if metric in tasks.get(task, {}):
+            return {"task": task, "metric": metric, **tasks[task][metric]}
+    for kind, metric in _HEADLINE_ORDER:
+        for task, scores in tasks.items():
+            if task.startswith(kind) and metric in scores:
+                return {"task": task, "metric": metric, **scores[metric]}
+    for task, scores in tasks.items():
+        for metric, score in scores.items():
+            return {"task": task, "metric": metric, **score}
+    return None
