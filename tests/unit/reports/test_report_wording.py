@@ -1,0 +1,61 @@
+"""Numbers as a person reads them."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from tunesmith.reports import wording
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0"),
+        (27.149, "27.1"),
+        (0.00118, "0.00118"),
+        (1240.4, "1,240"),
+        (-0.05, "−0.0500"),
+        (2.5e-5, "2.50e-5"),
+        (None, "–"),
+    ],
+)
+def test_numbers_keep_three_places(value, text):
+    assert wording.number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.42, "0.42 s"), (38.2, "38 s"), (131, "2 min 11 s"), (3599.9, "1 h 00 min"), (11100, "3 h 05 min"), (None, "–")],
+)
+def test_durations(seconds, text):
+    assert wording.duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "text"),
+    [(0, "0 B"), (1023, "1,023 B"), (1024, "1.00 KiB"), (412 * 2**20, "412 MiB"), (2**31, "2.00 GiB")],
+)
+def test_sizes(num_bytes, text):
+    assert wording.size(num_bytes) == text
+
+
+def test_shares_differences_and_chances():
+    assert wording.percent(0.781) == "78.1 %"
+    assert wording.points(-0.0874) == "−8.7 points"
+    assert wording.points(0.469) == "+46.9 points"
+    assert wording.chance(1e-9) == "p < 0.0001"
+    assert wording.chance(0.41) == "p = 0.41"
+    assert wording.chance(0.0123) == "p = 0.012"
+
+
+@pytest.mark.parametrize("value", [None, True, "3", [1], math.nan, math.inf])
+def test_only_finite_numbers_are_numbers(value):
+    assert wording.as_number(value) is None
+
+
+def test_an_excerpt_counts_what_it_leaves_out():
+    assert wording.excerpt("abcdef", 4) == ("abcd", 2)
+    assert wording.excerpt("abcd", 4) == ("abcd", 0)
+    assert wording.excerpt(None, 4) == ("", 0)
