@@ -1,0 +1,193 @@
+"""A run to files that other tools read: an adapter in PEFT's layout or a merged model in Hugging Face layout.
+
+What was written is loaded again and held against the trained model; a gate that refuses leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tunesmith.adapters import build
+from tunesmith.adapters.lora import LoraAdapter
+from tunesmith.adapters.peft_files import write_adapter
+from tunesmith.data.loader import make_batch
+from tunesmith.data.prepared import Prepared
+from tunesmith.data.tokenizer import Tokenizer
+from tunesmith.engine.checkpoint import CheckpointFolder
+from tunesmith.errors import RunError
+from tunesmith.evaluation.probes import general_texts
+from tunesmith.files import new_folder, read_json
+from tunesmith.models.causal_lm import CausalLM
+from tunesmith.models.facts import read_facts
+from tunesmith.models.loading import load_model
+from tunesmith.models.locate import ModelFolder
+from tunesmith.planning.defaults import derive_context
+from tunesmith.recipe.root import Recipe
+from tunesmith.registry.runs import RunFolder
+from tunesmith.types import Adapter
+from tunesmith.workshop.gates import GateResult, gate_a, gate_b, require
+from tunesmith.workshop.machinery import attach_saved
+from tunesmith.workshop.model_files import stored_dtype, write_model
+from tunesmith.workshop.prepare import base_of, cached_data, renderer_of
+
+_TEXTS = 24
+_MOST_LOGITS = 1 << 26
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+Document = tuple[np.ndarray, np.ndarray]
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """Where it lies, what the gates measured, and sentences to say aloud."""
+
+    folder: Path
+    gates: list[GateResult]
+    notes: list[str]
+
+
+def export(run_folder: Path, out: Path, *, merge: bool = False, dtype: str | None = None) -> ExportResult:
+    """Write what a run trained and prove that it answers alike.
+
+    Args:
+        run_folder: a finished run.
+        out: must not exist.
+        merge: a whole model instead of an adapter; runs without an adapter always give a whole model.
+        dtype: ``bfloat16``, ``float16`` or ``float32``; None is the base's own.
+
+    Raises:
+        RunError: no run, an unfinished one, or ``out`` exists.
+        GateRefused: a parity gate refused; nothing is written.
+    """
+    run = RunFolder.open(Path(run_folder))
+    out = Path(out)
+    if out.exists() and any(out.iterdir()):
+        raise RunError(
+            "the folder to export to is not empty", where=str(out), hint="name a folder that does not exist yet"
+        )
+    job = _Export(run)
+    target_dtype = _DTYPES[dtype] if dtype else stored_dtype(job.base.path)
+    if out.exists():
+        out.rmdir()
+    with new_folder(out) as folder:
+        whole = merge or not job.has_adapter
+        gates, notes = job.whole_model(folder, target_dtype) if whole else job.adapter(folder)
+        require(gates)
+    return ExportResult(out, gates, notes)
+
+
+class _Export:
+    """One call of ``export``."""
+
+    def __init__(self, run: RunFolder) -> None:
+        self.run = run
+        if run.status()["status"] != "done":
+            raise RunError(
+                f"this run is {run.status()['status']}, not done",
+                where=str(run.path),
+                hint="start the same `tunesmith train` again to finish it",
+            )
+        environment = read_json(run.environment_path)
+        self.recipe: Recipe = run.recipe().placed(Path(environment.get("recipe_folder", ".")))
+        self.base: ModelFolder = base_of(self.recipe)
+        if self.base.sha256 != environment["base_sha256"]:
+            raise RunError(
+                "the base model changed since this run", where=str(self.base.path), hint="put it back as it was"
+            )
+        self.identity = environment["run_identity"]
+        self.has_adapter = run.adapter_path.is_dir()
+
+    def adapter(self, folder: Path) -> tuple[list[GateResult], list[str]]:
+        """Write the adapter, attach what was written to a fresh base, compare with the trained one."""
+        model, adapter = self._trained()
+        if not isinstance(adapter, LoraAdapter):
+            raise AssertionError("runs without an adapter export whole models")
+        documents = self._documents()
+        trained_NV = _logits(model, documents)
+        notes = write_adapter(folder, adapter, self.recipe.model.name)
+        if self.run.card_path.exists():
+            shutil.copyfile(self.run.card_path, folder / "README.md")
+        again = load_model(self.base.path)
+        attach_saved(again, folder)
+        written_NV = _logits(again, documents)
+        return [gate_a(written_NV, trained_NV), _on_file(written_NV, trained_NV)], notes
+
+    def whole_model(self, folder: Path, dtype: torch.dtype) -> tuple[list[GateResult], list[str]]:
+        """Merge in fp32, write in ``dtype``, load what was written, compare with the trained one."""
+        model, adapter = self._trained()
+        documents = self._documents()
+        trained_NV = _logits(model, documents)
+        adapter.merge(model.hf)
+        merged_NV = _logits(model, documents)
+        renderer, _ = renderer_of(self.recipe, self.base)
+        notes = write_model(folder, model.hf, self.base.path, dtype, template=renderer.template.source)
+        if self.run.card_path.exists():
+            shutil.copyfile(self.run.card_path, folder / "README.md")
+        written_NV = _logits(load_model(folder), documents)
+        return [gate_a(merged_NV, trained_NV), _on_file(written_NV, trained_NV)], notes
+
+    def _trained(self) -> tuple[CausalLM, Adapter]:
+        """The model as the trainer left it, in fp32, from the checkpoint that became the result."""
+        model = load_model(self.base.path)
+        adapter = build(self.recipe.adapter, self.recipe.seed)
+        adapter.attach(model.hf)
+        checkpoints = CheckpointFolder(self.run.checkpoints_path, self.identity)
+        step = int(self.run.status().get("result_step", self.run.status()["step"]))
+        checkpoint = checkpoints.load(step)
+        if checkpoint is None:
+            raise RunError(
+                f"the checkpoint of step {step} is missing or damaged, so the export cannot be proven",
+                where=str(self.run.checkpoints_path),
+                hint="train again into a new folder",
+            )
+        prefix = "adapter/"
+        adapter.load_state(
+            {name.removeprefix(prefix): value for name, value in checkpoint.trained.items() if name.startswith(prefix)}
+        )
+        model.eval()
+        return model, adapter
+
+    def _documents(self) -> list[Document]:
+        """Held-out rows and general text, cut so that their logits fit into memory."""
+        facts = read_facts(self.base.path)
+        context: int = derive_context(self.recipe, facts).value
+        tokenizer = Tokenizer.from_folder(self.base.path)
+        documents: list[Document] = list(self._held_out())
+        for text in islice(general_texts(), _TEXTS):
+            ids = np.asarray(tokenizer.encode_document(text.text)[:context], dtype=np.uint32)
+            documents.append((ids, np.ones(len(ids), dtype=np.bool_)))
+        budget = max(64, _MOST_LOGITS // facts.vocab_size)
+        kept: list[Document] = []
+        for ids, trained in documents[::-1][::2] + documents[::2]:
+            room = budget - sum(len(item) for item, _ in kept)
+            if room < 2:
+                break
+            kept.append((ids[:room], trained[:room]))
+        return kept
+
+    def _held_out(self) -> list[Document]:
+        data: Prepared | None = cached_data(self.recipe)[0]
+        store = None if data is None else (data.validation or data.test or data.train)
+        return [] if store is None else [store.row(index) for index in range(min(_TEXTS, store.num_rows))]
+
+
+def _on_file(written_NV: Tensor, trained_NV: Tensor) -> GateResult:
+    return gate_b(trained_NV.log_softmax(-1), written_NV.log_softmax(-1))
+
+
+@torch.inference_mode()
+def _logits(model: CausalLM, documents: list[Document]) -> Tensor:
+    """Logits of every position of every document ``[N, V]``, in fp32."""
+    model.eval()
+    parts: list[Any] = []
+    for number, (ids, trained) in enumerate(documents):
+        batch = make_batch([(ids, np.ones_like(trained))], [number]).to(model.device)
+        parts.append(model.head().logits(model.hidden(batch)))
+    return torch.cat(parts)

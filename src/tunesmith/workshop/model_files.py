@@ -1,0 +1,51 @@
+"""Whole models on disk in Hugging Face layout: safetensors, the base's configuration, tokenizer and template."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tunesmith.files import write_text
+from tunesmith.models.loading import DROPPED_FIELDS
+
+CARRIED = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+    "merges.txt", "tokenizer.model", "chat_template.jinja", "generation_config.json",
+)  # fmt: skip
+_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+
+
+def stored_dtype(folder: Path) -> torch.dtype:
+    """The type in which a model folder says its weights are stored; fp32 where it does not say."""
+    values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    name = str(values.get("dtype") or values.get("torch_dtype") or "float32")
+    return {text: dtype for dtype, text in _NAMES.items()}.get(name, torch.float32)
+
+
+def write_model(folder: Path, hf: Any, base: Path, dtype: torch.dtype, *, template: str | None = None) -> list[str]:
+    """Write a module of transformers as a model folder; returns sentences to say aloud.
+
+    Args:
+        folder: exists and is empty.
+        hf: the module; its layers must be its own (adapters merged and detached).
+        base: folder of the base, for its configuration and tokenizer.
+        dtype: of the stored weights.
+        template: chat template to store instead of the base's.
+    """
+    state = {name: tensor.detach().to(dtype).cpu() for name, tensor in hf.state_dict().items()}
+    hf.save_pretrained(folder, state_dict=state)
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    dropped = [field for field in DROPPED_FIELDS if config.pop(field, None) is not None]
+    config.pop("torch_dtype", None)
+    config["dtype"] = _NAMES[dtype]
+    write_text(folder / "config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+    for name in CARRIED:
+        if (base / name).is_file():
+            shutil.copyfile(base / name, folder / name)
+    if template is not None:
+        write_text(folder / "chat_template.jinja", template)
+    return [f"config.json is written without `{field}`, which is not obeyed here" for field in dropped]

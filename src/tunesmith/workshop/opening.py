@@ -1,0 +1,74 @@
+"""A MODEL argument to a model at work: embedded name, model folder, run folder or adapter folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from tunesmith.data.rendering import Renderer, make_renderer
+from tunesmith.files import read_json
+from tunesmith.models.facts import read_facts
+from tunesmith.models.loading import load_model
+from tunesmith.models.locate import ModelRef, check_weights, open_model
+from tunesmith.planning.defaults import derive_context
+from tunesmith.recipe.codec import parse
+from tunesmith.recipe.model import ModelSection
+from tunesmith.recipe.objectives import SftSection
+from tunesmith.recipe.root import Recipe
+from tunesmith.registry.runs import RunFolder
+from tunesmith.workshop.machinery import Machinery, assemble, attach_saved
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model that answers, with the renderer it was trained with."""
+
+    name: str
+    machine: Machinery
+    renderer: Renderer
+
+
+def open_machine(text: str, *, device: str | None = None, batch_tokens: int = 8192) -> Opened:
+    """Load what a MODEL argument names, in fp32 on the CPU and bf16 on CUDA.
+
+    Raises:
+        ModelError: nothing of that name, or it does not load.
+    """
+    reference = open_model(text)
+    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = torch.bfloat16 if where == "cuda" else torch.float32
+    check_weights(reference.base.path)
+    renderer, context = renderer_for(reference)
+    model = load_model(reference.base.path, device=where, dtype=dtype)
+    if reference.adapter is not None:
+        attach_saved(model, reference.adapter)
+        model.to(where)
+    model.eval()
+    return Opened(text, assemble(model, renderer, context, batch_tokens), renderer)
+
+
+def renderer_for(reference: ModelRef) -> tuple[Renderer, int]:
+    """The renderer a run was trained with, else the model's own; and the longest sequence."""
+    recipe = _recipe_of(reference)
+    model, folder = recipe.model, recipe.folder
+    objective = recipe.objective if isinstance(recipe.objective, SftSection) else SftSection()
+    renderer, _ = make_renderer(reference.base.path, model, objective, folder)
+    return renderer, derive_context(recipe, read_facts(reference.base.path)).value
+
+
+def _recipe_of(reference: ModelRef) -> Recipe:
+    if reference.run is not None:
+        run = RunFolder.open(reference.run)
+        return run.recipe().placed(_recipe_folder(run))
+    values = {"name": "model", "model": str(reference.base.path), "data": {"train": "none.jsonl"}}
+    recipe = parse(values)
+    return recipe.model_copy(update={"model": ModelSection(name=str(reference.base.path))})
+
+
+def _recipe_folder(run: RunFolder) -> Path:
+    """Where relative paths of a run's recipe start, as its environment has it."""
+    if not run.environment_path.exists():
+        return Path()
+    return Path(read_json(run.environment_path).get("recipe_folder", "."))

@@ -1,0 +1,44 @@
+"""A recipe's plan, with exact counts where the token cache has them. Torch-free."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tunesmith.data.prepared import Prepared
+from tunesmith.planning.plan import Plan, make_plan
+from tunesmith.planning.settings import Counts, counts_of_lengths
+from tunesmith.planning.speeds import record
+from tunesmith.recipe.root import Recipe
+from tunesmith.workshop.prepare import cached_data
+
+_FEWEST_STEPS = 5
+
+
+def exact_counts(recipe: Recipe, data: Prepared) -> Counts:
+    """Rows and tokens of an epoch from the token cache."""
+    weights = np.asarray([source.weight for source in recipe.data.train])
+    rows = None if np.all(weights == 1.0) else weights[np.asarray(data.train.sources)]
+    stored = sum(store.num_tokens for store in (data.train, data.validation, data.test) if store is not None)
+    return counts_of_lengths(data.train.lengths, data.train.num_trained, weights=rows, stored_tokens=stored)
+
+
+def plan_recipe(recipe: Recipe) -> Plan:
+    """Plan a recipe: counts from the cache if there is one, else estimated."""
+    data, _, _ = cached_data(recipe)
+    return make_plan(recipe, counts=exact_counts(recipe, data) if data is not None else None)
+
+
+def plan_with_data(recipe: Recipe, data: Prepared) -> Plan:
+    """Plan a recipe whose data is prepared: every count is exact."""
+    return make_plan(recipe, counts=exact_counts(recipe, data))
+
+
+def remember_speed(plan: Plan, seconds: float, steps: int) -> None:
+    """Keep the measured speed of a run for later plans; a cache that cannot be written is left alone."""
+    share = steps / max(1, plan.settings.total_steps)
+    if steps < _FEWEST_STEPS or seconds <= 0:
+        return
+    try:
+        record(plan.speed_key, plan.flops * share / seconds)
+    except (OSError, ValueError):
+        return

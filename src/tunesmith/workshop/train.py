@@ -1,0 +1,315 @@
+"""Plan to run: base scores, training, tuned scores, comparison, report. The same call starts and resumes."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tunesmith.adapters.lora import LoraAdapter
+from tunesmith.adapters.peft_files import write_adapter
+from tunesmith.data.loader import PackedStream, StreamOptions
+from tunesmith.engine.checkpoint import CheckpointFolder
+from tunesmith.engine.hooks import Hook
+from tunesmith.engine.options import TrainerOptions
+from tunesmith.engine.randomness import use_deterministic
+from tunesmith.engine.stopping import EarlyStopping
+from tunesmith.engine.trainer import Outcome, Trainer
+from tunesmith.errors import GuardStopped, Interrupted, RunError
+from tunesmith.evaluation.comparison import compare
+from tunesmith.evaluation.scorecard import Scorecard
+from tunesmith.files import new_folder, read_json, write_json, write_text
+from tunesmith.models.locate import ModelFolder
+from tunesmith.objectives import build as build_objective
+from tunesmith.planning.plan import Plan, require_fit
+from tunesmith.planning.settings import Settings
+from tunesmith.progress import Progress, SilentProgress
+from tunesmith.recipe.fingerprint import fingerprint, identity
+from tunesmith.recipe.root import Recipe
+from tunesmith.registry.runs import RunFolder
+from tunesmith.reports.card import render_card
+from tunesmith.reports.render import write_report
+from tunesmith.types import Adapter
+from tunesmith.workshop.environment import MemoryMeter, environment
+from tunesmith.workshop.machinery import Machinery, assemble, attach, load_base
+from tunesmith.workshop.model_files import write_model
+from tunesmith.workshop.planning import plan_with_data, remember_speed
+from tunesmith.workshop.prepare import base_of, open_data
+from tunesmith.workshop.scoring import Scoring
+from tunesmith.workshop.sinks import open_sinks
+from tunesmith.workshop.watching import MetricsHook, ValidationHook
+
+_FREE = ("micro_batch_size", "atom_tokens", "recompute", "checkpoint_every", "keep_checkpoints", "log_every", "threads")
+"""Settings that a resume takes from the new plan; all others stay as the run's own plan has them."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run on disk. ``loss`` is the last step's, in nats per trained token."""
+
+    folder: Path
+    status: str
+    steps: int
+    tokens: int
+    loss: float | None
+    nothing_to_do: bool = False
+    scorecards: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+def train(plan: Plan, run_folder: Path, *, progress: Progress | None = None) -> Run:
+    """Run a plan, or go on with it, or find that there is nothing to do.
+
+    Args:
+        plan: of the recipe; its counts are made exact here.
+        run_folder: made if missing; one that holds another recipe's run is refused.
+        progress: hears all that happens.
+
+    Raises:
+        RunError: the folder holds another run, or the data or base changed.
+        GateRefused: the plan does not fit this machine.
+        GuardStopped: training was stopped; the last good checkpoint stays.
+        Interrupted: by a signal; a checkpoint is saved.
+    """
+    progress = progress or SilentProgress()
+    run = RunFolder(Path(run_folder))
+    job = _Job(plan.source or plan.resolved, run, progress)
+    job.check_unchanged()
+    if run.exists and run.status()["status"] == "done":
+        return _finished(run, nothing_to_do=True)
+    job.open()
+    try:
+        job.train()
+    except Interrupted as stop:
+        run.set_status("interrupted", message=stop.what)
+        run.append_event("interrupted", job.step, stop.what)
+        raise
+    except GuardStopped as stop:
+        run.set_status("stopped", message=stop.what)
+        run.append_event("stopped", job.step, stop.what)
+        raise
+    return _finished(run)
+
+
+def _finished(run: RunFolder, *, nothing_to_do: bool = False) -> Run:
+    status = run.status()
+    return Run(
+        folder=run.path,
+        status=status["status"],
+        steps=int(status.get("step", 0)),
+        tokens=int(status.get("tokens", 0)),
+        loss=status.get("loss"),
+        nothing_to_do=nothing_to_do,
+        scorecards=run.scorecards(),
+    )
+
+
+class _Job:
+    """One call of ``train``: everything that is open while it lasts."""
+
+    def __init__(self, recipe: Recipe, run: RunFolder, progress: Progress) -> None:
+        self.recipe = recipe
+        self.run = run
+        self.progress = progress
+        self.step = 0
+        self.result_step = 0
+        self.base: ModelFolder = base_of(recipe)
+        self.data, self.renderer, notes = open_data(recipe, notify=progress.note)
+        self.plan = self._plan()
+        self.settings: Settings = self.plan.settings
+        self.identity = fingerprint(identity(self.plan.resolved) | {"data": self.data.key, "base": self.base.sha256})
+        self.notes = notes
+
+    def _plan(self) -> Plan:
+        """The plan with exact counts; on resume the run's own, with what is free taken anew."""
+        fresh = plan_with_data(self.recipe, self.data)
+        if not self.run.plan_path.exists():
+            return fresh
+        self.run.check_identity(fresh.resolved)
+        stored = Plan.from_json(read_json(self.run.plan_path))
+        free = {name: getattr(fresh.settings, name) for name in _FREE}
+        return replace(stored, settings=replace(stored.settings, **free))
+
+    def check_unchanged(self) -> None:
+        """Refuse to go on with, or call finished, a run whose data or base is no longer what it was."""
+        if not self.run.environment_path.exists():
+            return
+        before = read_json(self.run.environment_path)
+        if before["run_identity"] != self.identity:
+            changed = "data" if before["data_key"] != self.data.key else "base model"
+            raise RunError(
+                f"the {changed} changed since this run was started",
+                where=str(self.run.path),
+                hint="put it back as it was, or start a new run with --run",
+            )
+
+    def open(self) -> None:
+        """Check that the run may start or go on here, and write what it starts from."""
+        require_fit(self.plan)
+        run = self.run
+        if not run.exists:
+            run.create(self.plan.resolved.model_dump(mode="json"))
+        if not run.environment_path.exists():
+            facts = environment(self.recipe.folder) | {
+                "run_identity": self.identity, "data_key": self.data.key, "base_sha256": self.base.sha256,
+                "base_folder": str(self.base.path.resolve()), "template": self.renderer.fingerprint(),
+            }  # fmt: skip
+            write_json(run.environment_path, facts)
+            write_json(run.plan_path, self.plan.to_json())
+            write_json(run.ledger_path, self.data.ledger.to_json())
+            shutil.copyfile(self.data.rejected_path, run.rejected_path)
+            run.append_event("started", 0, f"run {self.recipe.name} started")
+        else:
+            run.append_event("continued", 0, "the same call again: going on where it stopped")
+        for note in [*self.plan.notes, *self.notes]:
+            self._say("note", note)
+        run.set_status("running", steps=self.settings.total_steps)
+
+    def _say(self, kind: str, text: str) -> None:
+        self.run.append_event(kind, self.step, text)
+        self.progress.note(text)
+
+    def train(self) -> None:
+        """Score the base, train, score the result, write everything."""
+        use_deterministic(self.settings.deterministic)
+        started = time.perf_counter()
+        meter = MemoryMeter(torch.device(self.settings.device))
+        model = load_base(self.base.path, self.settings)
+        machine = assemble(model, self.renderer, self.settings.context, self.recipe.evaluation.batch_tokens)
+        scoring = Scoring(self.recipe.evaluation, self.data, self.renderer, self.recipe.seed, self.progress)
+        for note in scoring.notes:
+            self._say("note", note)
+        base_card = self._base_card(scoring, machine)
+        meter.restart_peak()
+        adapter = attach(model, self.recipe, self.settings)
+        outcome = self._fit(model, adapter, machine)
+        peak = meter.peak_bytes()
+        self._write_result(adapter, model)
+        tuned_card = scoring.score("tuned", machine)
+        tuned_card.save(self.run.scorecards_path, "tuned")
+        comparison = compare(base_card, tuned_card)
+        write_json(self.run.comparison_path, comparison.to_json())
+        self._finish(outcome, peak, time.perf_counter() - started)
+
+    def _base_card(self, scoring: Scoring, machine: Machinery) -> Scorecard:
+        """Scores of the base, measured before anything is attached; kept for a resume."""
+        if self.run.scorecard_path("base").exists():
+            return Scorecard.load(self.run.scorecards_path, "base")
+        card = scoring.score("base", machine)
+        card.save(self.run.scorecards_path, "base")
+        return card
+
+    def _fit(self, model: Any, adapter: Adapter, machine: Machinery) -> Outcome:
+        settings, recipe = self.settings, self.recipe
+        sinks = open_sinks(recipe.logging, recipe.name, self.run.path, self.plan.resolved.model_dump(mode="json"))
+        stopping = recipe.training.early_stopping
+        early = EarlyStopping(stopping.patience, stopping.min_delta) if stopping else None
+        hooks: list[Hook] = [
+            MetricsHook(self.run, settings, self.progress, sinks),
+            ValidationHook(
+                self.run, self.data, self.renderer, machine, self.progress,
+                samples=recipe.training.samples, stopping=early, sinks=sinks,
+            ),
+        ]  # fmt: skip
+        checkpoints = CheckpointFolder(
+            self.run.checkpoints_path, self.identity, keep=settings.keep_checkpoints, say=self._say
+        )
+        trainer = Trainer(
+            model,
+            build_objective(recipe.objective),
+            adapter,
+            self._stream(),
+            _options(settings),
+            checkpoints,
+            hooks=hooks,
+        )
+        self._resume(trainer, checkpoints)
+        self.progress.start(settings.total_steps, trainer.step)
+        try:
+            outcome = trainer.run()
+        finally:
+            self.step = trainer.step
+            self.run.set_status("running", step=trainer.step, tokens=trainer.tokens, seconds=trainer.seconds)
+            for sink in sinks:
+                sink.close()
+        self.result_step = trainer.step
+        if outcome.stopped_early:
+            self._say("stopped_early", outcome.stopped_early)
+        if early is not None and early.best_step and early.best_step != trainer.step:
+            self._take_best(trainer, checkpoints, early)
+        return outcome
+
+    def _resume(self, trainer: Trainer, checkpoints: CheckpointFolder) -> None:
+        checkpoint = checkpoints.newest()
+        if checkpoint is None:
+            self.run.rewind_metrics(0)
+            return
+        trainer.restore(checkpoint)
+        self.step = checkpoint.step
+        self.run.rewind_metrics(checkpoint.step)
+        self._say("resumed", f"resumed from the checkpoint of step {checkpoint.step} of {self.settings.total_steps}")
+
+    def _take_best(self, trainer: Trainer, checkpoints: CheckpointFolder, early: EarlyStopping) -> None:
+        best = checkpoints.load(early.best_step)
+        if best is None:
+            self._say(
+                "best_lost", f"the best checkpoint, of step {early.best_step}, cannot be read: the last one is used"
+            )
+            return
+        prefix = "adapter/"
+        weights = {name.removeprefix(prefix): value for name, value in best.trained.items() if name.startswith(prefix)}
+        trainer.adapter.load_state(weights)
+        self.result_step = early.best_step
+        self._say(
+            "best_taken",
+            f"the result is the checkpoint of step {early.best_step}, validation loss {early.best_loss:.4f}",
+        )
+
+    def _stream(self) -> PackedStream:
+        settings = self.settings
+        weights = tuple(source.weight for source in self.recipe.data.train)
+        options = StreamOptions(
+            batch_size=settings.batch_size, total_steps=settings.total_steps, atom_tokens=settings.atom_tokens,
+            seed=settings.seed, micro_batch_size=settings.micro_batch_size, source_weights=weights,
+        )  # fmt: skip
+        return PackedStream(self.data.train, options)
+
+    def _write_result(self, adapter: Adapter, model: Any) -> None:
+        """``adapter/`` in PEFT's layout, or ``model/`` in Hugging Face layout where base parameters trained."""
+        is_lora = isinstance(adapter, LoraAdapter)
+        target = self.run.adapter_path if is_lora else self.run.model_path
+        if target.exists():
+            shutil.rmtree(target)
+        with new_folder(target) as folder:
+            if isinstance(adapter, LoraAdapter):
+                notes = write_adapter(folder, adapter, self.recipe.model.name)
+            else:
+                notes = write_model(folder, model.hf, self.base.path, torch.float32)
+        for note in notes:
+            self._say("note", note)
+
+    def _finish(self, outcome: Outcome, peak_bytes: int | None, seconds: float) -> None:
+        measured: dict[str, Any] = {
+            "step": outcome.steps, "result_step": self.result_step, "tokens": outcome.tokens, "seconds": outcome.seconds, "total_seconds": seconds,
+            "loss": outcome.loss if outcome.loss == outcome.loss else None, "peak_memory_bytes": peak_bytes,
+        }  # fmt: skip
+        machine = self.recipe.machine
+        if machine.watts is not None:
+            measured["energy_wh"] = machine.watts * outcome.seconds / 3600
+        if machine.price_per_hour is not None:
+            measured["cost"] = machine.price_per_hour * outcome.seconds / 3600
+        remember_speed(self.plan, outcome.seconds, outcome.steps)
+        self.run.append_event("done", outcome.steps, f"done after {outcome.steps} steps")
+        self.run.set_status("done", **measured)
+        write_text(self.run.card_path, render_card(self.run.path))
+        write_report(self.run.path)
+
+
+def _options(settings: Settings) -> TrainerOptions:
+    names = TrainerOptions.__dataclass_fields__
+    values: Mapping[str, Any] = {name: getattr(settings, name) for name in names if hasattr(settings, name)}
+    return TrainerOptions(**values)

@@ -1,0 +1,135 @@
+"""Hooks of a run: metrics and progress, validation losses, samples, early stopping."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from tunesmith.data.prepared import Prepared
+from tunesmith.data.rendering import Renderer
+from tunesmith.engine.hooks import StepFacts
+from tunesmith.engine.stopping import EarlyStopping
+from tunesmith.planning.settings import Settings
+from tunesmith.progress import Progress
+from tunesmith.records import Row, Text
+from tunesmith.registry.runs import RunFolder
+from tunesmith.types import Sampling
+from tunesmith.workshop.machinery import Machinery
+from tunesmith.workshop.sinks import Sink
+
+_SAMPLE_TOKENS = 64
+
+
+class MetricsHook:
+    """Writes metrics.jsonl, feeds sinks, and tells how fast it goes and how long it takes."""
+
+    def __init__(self, run: RunFolder, settings: Settings, progress: Progress, sinks: tuple[Sink, ...] = ()) -> None:
+        self.run = run
+        self.settings = settings
+        self.progress = progress
+        self.sinks = sinks
+        self._seconds: list[float] = []
+
+    def after_step(self, facts: StepFacts) -> None:
+        """One line a step."""
+        speed = facts.tokens / facts.seconds if facts.seconds > 0 else 0.0
+        line = {
+            "step": facts.step, "loss": _finite(facts.loss), "learning_rate": facts.learning_rate,
+            "grad_norm": _finite(facts.grad_norm), "tokens": facts.tokens_total, "trained_tokens": facts.trained_tokens,
+            "tokens_per_second": round(speed, 1), "seconds": round(facts.seconds, 6), **facts.metrics,
+        }  # fmt: skip
+        if not facts.applied:
+            line["skipped"] = True
+        self.run.append_metric(line)
+        for sink in self.sinks:
+            sink.log(facts.step, {key: value for key, value in line.items() if isinstance(value, float)})
+        self._seconds = [*self._seconds[-49:], facts.seconds]
+        left = (self.settings.total_steps - facts.step) * sum(self._seconds) / len(self._seconds)
+        self.progress.step(facts.step, facts.loss, speed, left)
+
+    def at_interval(self, step: int) -> str | None:
+        """Nothing to do."""
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing to keep."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Nothing to restore."""
+
+
+class ValidationHook:
+    """Validation loss at intervals, a few answers to watch, and early stopping where it is asked for."""
+
+    def __init__(
+        self,
+        run: RunFolder,
+        data: Prepared,
+        renderer: Renderer,
+        machine: Machinery,
+        progress: Progress,
+        *,
+        samples: int,
+        stopping: EarlyStopping | None,
+        sinks: tuple[Sink, ...] = (),
+    ) -> None:
+        self.run = run
+        self.store = data.validation
+        self.machine = machine
+        self.renderer = renderer
+        self.progress = progress
+        self.stopping = stopping
+        self.sinks = sinks
+        self._watched: list[Row] = []
+        if samples and self.store is not None:
+            rows = (row for row in data.iter_rows("validation") if not isinstance(row.record, Text))
+            self._watched = [row for row, _ in zip(rows, range(samples), strict=False)]
+
+    def after_step(self, facts: StepFacts) -> None:
+        """Nothing to do."""
+
+    def at_interval(self, step: int) -> str | None:
+        """Measure, sample, and decide whether patience has run out."""
+        if self.store is None:
+            return None
+        losses = self.machine.scorer.row_losses([self.store.row(index) for index in range(self.store.num_rows)])
+        nats, tokens = sum(total for total, _ in losses), sum(count for _, count in losses)
+        loss = nats / max(1, tokens)
+        self.run.append_metric({"step": step, "validation_loss": _finite(loss), "validation_tokens": tokens})
+        for sink in self.sinks:
+            sink.log(step, {"validation_loss": loss})
+        self._sample(step)
+        if self.stopping is None or not math.isfinite(loss):
+            return None
+        return self.stopping.see(step, loss)
+
+    def _sample(self, step: int) -> None:
+        if not self._watched:
+            return
+        prompts = [self.renderer.prompt_ids(row.record) for row in self._watched]
+        answers = self.machine.generator.sample(prompts, Sampling(max_new_tokens=_SAMPLE_TOKENS))
+        for row, answer in zip(self._watched, answers, strict=True):
+            self.run.append_sample(
+                {
+                    "step": step,
+                    "prompt": self.renderer.prompt_text(row.record),
+                    "reference": self.renderer.reference(row.record),
+                    "answer": answer.text,
+                }
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of early stopping; its best step protects that checkpoint."""
+        return self.stopping.state_dict() if self.stopping else {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Inverse of ``state_dict``."""
+        if self.stopping and state:
+            self.stopping.load_state_dict(state)
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no NaN: a value that is not finite is null."""
+    return value if math.isfinite(value) else None
