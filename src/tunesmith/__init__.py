@@ -1,0 +1,64 @@
+"""Tunesmith turns a base language model and a pile of examples into a better model, and proves that it is better.
+
+    load(path) -> Recipe    make_plan(recipe) -> Plan    train(plan, folder) -> Run
+    evaluate(model, suite)  compare(before, after)  report(run)  export(run, out)
+
+Names load their module when they are first used: ``import tunesmith`` is free, and a plan never imports torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tunesmith.planning.plan import Plan, make_plan
+    from tunesmith.recipe.codec import load
+    from tunesmith.recipe.root import Recipe
+    from tunesmith.registry.compare import compare_runs as compare
+    from tunesmith.workshop.evaluate import evaluate
+    from tunesmith.workshop.export import export
+    from tunesmith.workshop.report import report
+    from tunesmith.workshop.train import train
+
+__version__ = "0.1.0"
+
+_FACE = {
+    "Plan": "tunesmith.planning.plan:Plan",
+    "Recipe": "tunesmith.recipe.root:Recipe",
+    "compare": "tunesmith.registry.compare:compare_runs",
+    "evaluate": "tunesmith.workshop.evaluate:evaluate",
+    "export": "tunesmith.workshop.export:export",
+    "load": "tunesmith.recipe.codec:load",
+    "make_plan": "tunesmith.planning.plan:make_plan",
+    "report": "tunesmith.workshop.report:report",
+    "train": "tunesmith.workshop.train:train",
+}
+
+__all__ = [
+    "Plan",
+    "Recipe",
+    "__version__",
+    "compare",
+    "evaluate",
+    "export",
+    "load",
+    "make_plan",
+    "report",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name on first use (PEP 562)."""
+    if name not in _FACE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, _, attribute = _FACE[name].partition(":")
+    value = getattr(import_module(module), attribute)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """Public names, loaded or not."""
+    return sorted(set(globals()) | set(__all__))

@@ -1,0 +1,48 @@
+"""Arguments that several verbs share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def recipe_argument(function: Function) -> Function:
+    """``RECIPE [SECTION.KEY=VALUE]...``, as ``recipe`` and ``overrides``."""
+    function = click.argument("overrides", nargs=-1, metavar="[SECTION.KEY=VALUE]...")(function)
+    return click.argument("recipe", metavar="RECIPE")(function)
+
+
+def sampling_options(function: Function) -> Function:
+    """How to answer, as ``max_new_tokens``, ``temperature``, ``top_p`` and ``seed``."""
+    options = [
+        click.option(
+            "--max-new-tokens",
+            type=click.IntRange(min=1),
+            default=256,
+            show_default=True,
+            help="Longest answer in tokens.",
+        ),
+        click.option(
+            "--temperature",
+            type=click.FloatRange(min=0.0),
+            default=0.0,
+            show_default=True,
+            help="0 is greedy; higher is wilder.",
+        ),
+        click.option(
+            "--top-p",
+            type=click.FloatRange(min=0.0, max=1.0, min_open=True),
+            default=1.0,
+            show_default=True,
+            help="Sample from the likeliest tokens that make up this share.",
+        ),
+        click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the sampling."),
+        click.option("--system", default=None, help="System message."),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function

@@ -1,0 +1,49 @@
+"""The heavy use cases, opened when a verb has read and checked its input: the second half of the verb table.
+
+A wrong recipe or a ``--help`` therefore never waits for torch. ``doors.train(...)`` is ``workshop.train.train(...)``.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tunesmith.workshop.ask import open_answerer
+    from tunesmith.workshop.demo import demo
+    from tunesmith.workshop.evaluate import evaluate
+    from tunesmith.workshop.export import export
+    from tunesmith.workshop.planning import plan_recipe
+    from tunesmith.workshop.prepare import open_data
+    from tunesmith.workshop.report import report
+    from tunesmith.workshop.train import train
+
+__all__ = [
+    "demo",
+    "evaluate",
+    "export",
+    "open_answerer",
+    "open_data",
+    "plan_recipe",
+    "report",
+    "train",
+]
+
+USE_CASES: dict[str, str] = {
+    "demo": "tunesmith.workshop.demo:demo",
+    "evaluate": "tunesmith.workshop.evaluate:evaluate",
+    "export": "tunesmith.workshop.export:export",
+    "open_answerer": "tunesmith.workshop.ask:open_answerer",
+    "open_data": "tunesmith.workshop.prepare:open_data",
+    "plan_recipe": "tunesmith.workshop.planning:plan_recipe",
+    "report": "tunesmith.workshop.report:report",
+    "train": "tunesmith.workshop.train:train",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load a use case on first use."""
+    if name not in USE_CASES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, _, attribute = USE_CASES[name].partition(":")
+    return getattr(import_module(module), attribute)

@@ -1,0 +1,22 @@
+"""``tunesmith report``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from tunesmith.cli import doors
+from tunesmith.cli.command import Verb
+from tunesmith.cli.terminal import Terminal
+
+
+@click.command(cls=Verb)
+@click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
+@click.pass_obj
+def report(terminal: Terminal, run: Path) -> None:
+    """Write the report of the run folder RUN again, as one self-contained HTML page."""
+    page = doors.report(run)
+    terminal.show(str(page))
+    if terminal.as_json:
+        terminal.emit({"run": str(run), "report": str(page)})

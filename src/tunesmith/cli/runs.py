@@ -1,0 +1,153 @@
+"""``tunesmith runs list``, ``show`` and ``compare``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tunesmith.cli.command import Verb, VerbGroup
+from tunesmith.cli.scores import comparison_lines, measure_name, scorecard_lines
+from tunesmith.cli.terminal import Terminal, table
+from tunesmith.registry.compare import compare_runs, curves
+from tunesmith.registry.runs import RunFolder, RunSummary, list_runs, summarise
+from tunesmith.reports.measures import read_score, show_interval, show_value
+from tunesmith.reports.wording import as_mapping, count, duration, number, plain
+
+ROOT = Path("runs")
+_SPARKS = "▁▂▃▄▅▆▇█"
+_SPARK_POINTS = 32
+
+
+@click.group(cls=VerbGroup, no_args_is_help=True)
+def runs() -> None:
+    """List, show and compare what was run."""
+
+
+@runs.command("list", cls=Verb)
+@click.option(
+    "--root", type=click.Path(path_type=Path), default=ROOT, show_default=True, help="Folder of the run folders."
+)
+@click.pass_obj
+def list_(terminal: Terminal, root: Path) -> None:
+    """List the runs of a folder, newest first."""
+    found = list_runs(root)
+    head = ("run", "status", "step", "model", "scope", "score", "age")
+    lines = table([_row(run) for run in found], head=head, right=(2,)) if found else [f"no runs in {root}"]
+    for line in lines:
+        terminal.show(line)
+    for run in found:
+        if run.why:
+            terminal.show(f"{run.name}: {run.why}")
+    if terminal.as_json:
+        terminal.emit({"runs": [run.to_json() for run in found]})
+
+
+def _row(run: RunSummary) -> tuple[str, ...]:
+    of = f"/{count(run.steps)}" if run.steps else ""
+    scope = " ".join(filter(None, (run.objective, run.adapter)))
+    step = f"{count(run.step)}{of}"
+    return (run.name, run.status, step, run.model, scope, _score(run.score), duration(run.age_seconds))
+
+
+def _score(score: Mapping[str, Any] | None) -> str:
+    if not score:
+        return ""
+    metric = str(score["metric"])
+    return f"{plain(str(score['task']))} {plain(metric)} {show_value(metric, read_score(score))}"
+
+
+@runs.command(cls=Verb)
+@click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
+@click.pass_obj
+def show(terminal: Terminal, run: Path) -> None:
+    """Show one run: status, scores against the base, curve."""
+    folder = RunFolder.open(run)
+    summary, curve = summarise(folder), curves(folder)
+    cards, comparison = folder.scorecards(), folder.comparison()
+    for line in table(_facts(summary)):
+        terminal.show(line)
+    for line in _curve_lines(curve):
+        terminal.show(line)
+    if comparison:
+        for line in comparison_lines(comparison):
+            terminal.show(line)
+    elif "tuned" in cards:
+        for line in scorecard_lines(cards["tuned"]):
+            terminal.show(line)
+    if terminal.as_json:
+        recipe = folder.recipe().model_dump(mode="json")
+        values = {"recipe": recipe, "scorecards": cards, "comparison": comparison, "curves": curve}
+        terminal.emit({**summary.to_json(), **values})
+
+
+def _facts(run: RunSummary) -> list[tuple[str, str]]:
+    steps = f"{count(run.step)} of {count(run.steps)} steps" if run.steps else f"{count(run.step)} steps"
+    return [
+        ("run", str(run.path)),
+        ("status", f"{run.status}, {steps}, {duration(run.age_seconds)} ago" + (f": {run.why}" if run.why else "")),
+        ("model", run.model),
+        ("scope", " ".join(filter(None, (run.objective, run.adapter)))),
+    ]
+
+
+def _curve_lines(curve: Mapping[str, Sequence[float]]) -> list[str]:
+    lines = []
+    for name, losses in (("loss", curve["losses"]), ("validation loss", curve["validation_losses"])):
+        if losses:
+            lines.append((name, number(losses[0], 4), sparkline(losses), number(losses[-1], 4)))
+    return table(lines)
+
+
+def sparkline(values: Sequence[float], num_points: int = _SPARK_POINTS) -> str:
+    """A curve in one line of text: means of equal stretches, from the lowest to the highest."""
+    num_points = min(num_points, len(values))
+    edges = [position * len(values) // num_points for position in range(num_points + 1)]
+    means = [sum(values[start:end]) / (end - start) for start, end in pairwise(edges)]
+    low, high = min(means), max(means)
+    scale = (len(_SPARKS) - 1) / (high - low) if high > low else 0.0
+    return "".join(_SPARKS[round((mean - low) * scale)] for mean in means)
+
+
+@runs.command(cls=Verb)
+@click.argument("a", metavar="RUN", type=click.Path(path_type=Path))
+@click.argument("b", metavar="OTHER", type=click.Path(path_type=Path))
+@click.pass_obj
+def compare(terminal: Terminal, a: Path, b: Path) -> None:
+    """Set two runs side by side: what their recipes change, scores, curves.
+
+    Each score keeps its own interval; `tunesmith eval MODEL SUITE --against MODEL` tests the difference row by row.
+    """
+    found = compare_runs(a, b)
+    names = (str(found["a"]["name"]), str(found["b"]["name"]))
+    if names[0] == names[1]:
+        names = (str(a), str(b))
+    differences = found["recipe"]
+    terminal.show(f"recipes differ in ({names[0]} -> {names[1]}):" if differences else "the recipes are equal")
+    for line in table([(line,) for line in differences]):
+        terminal.show(line)
+    for part in ("scores", "probes"):
+        for line in table(_beside(found[part]), head=(part, *names)):
+            terminal.show(line)
+    for side, name in zip(("a", "b"), names, strict=True):
+        for line in _curve_lines(found["curves"][side]):
+            terminal.show(f"{name} {line.strip()}")
+    if terminal.as_json:
+        terminal.emit(found)
+
+
+def _beside(scores: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    rows = []
+    for task, metrics in scores.items():
+        for metric, sides in as_mapping(metrics).items():
+            rows.append((measure_name(task, metric), *(_cell(metric, sides[side]) for side in ("a", "b"))))
+    return [(row[0], row[1], row[2]) for row in rows]
+
+
+def _cell(metric: str, value: Any) -> str:
+    score = read_score(value)
+    interval = show_interval(metric, score)
+    return show_value(metric, score) + (f" ({interval})" if interval else "")

@@ -1,0 +1,89 @@
+"""``tunesmith train``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tunesmith.cli import doors
+from tunesmith.cli.arguments import recipe_argument
+from tunesmith.cli.command import Verb
+from tunesmith.cli.progress import open_progress
+from tunesmith.cli.terminal import Terminal
+from tunesmith.errors import GuardStopped, Interrupted, RunError
+from tunesmith.files import read_json
+from tunesmith.recipe import codec
+from tunesmith.reports.terminal import headline
+from tunesmith.reports.wording import count, number
+
+if TYPE_CHECKING:
+    from tunesmith.workshop.train import Run
+
+RUNS = Path("runs")
+
+
+@click.command(cls=Verb)
+@recipe_argument
+@click.option(
+    "--run", "folder", type=click.Path(path_type=Path), default=None, help="Folder of the run; else runs/NAME."
+)
+@click.pass_obj
+def train(terminal: Terminal, recipe: str, overrides: tuple[str, ...], folder: Path | None) -> None:
+    """Train as RECIPE says, score base and tuned model, and write the report.
+
+    The same call resumes an interrupted run; one whose recipe or data changed is refused.
+    Overrides are typed as in the recipe: training.learning_rate=1e-3 adapter.rank=8
+    """
+    read = codec.load(recipe, *overrides)
+    run_folder = folder or RUNS / read.name
+    plan = doors.plan_recipe(read)
+    progress = open_progress()
+    try:
+        run = doors.train(plan, run_folder, progress=progress)
+    except (Interrupted, GuardStopped):
+        if terminal.as_json and (status := _status(run_folder)) is not None:
+            terminal.emit({"run": str(run_folder), **status})
+        raise
+    finally:
+        progress.close()
+    if run.nothing_to_do:
+        terminal.tell(f"nothing to do: {run.folder} is finished")
+    terminal.show(f"{run.status}: {count(run.steps)} steps, {count(run.tokens)} tokens, loss {number(run.loss, 4)}")
+    for line in _headline(run):
+        terminal.show(line)
+    report = run.folder / "report.html"
+    terminal.show(f"run: {run.folder}")
+    if report.exists():
+        terminal.show(f"report: {report}")
+    if terminal.as_json:
+        values = {
+            "run": str(run.folder),
+            "status": run.status,
+            "steps": run.steps,
+            "tokens": run.tokens,
+            "loss": run.loss,
+        }
+        terminal.emit(values)
+
+
+def _headline(run: Run) -> list[str]:
+    path = run.folder / "scorecards" / "comparison.json"
+    return headline(read_json(path) if path.exists() else None, run.scorecards)
+
+
+def _status(folder: Path) -> dict[str, Any] | None:
+    """What an unfinished run says of itself, in the keys of a finished one."""
+    try:
+        found = read_json(folder / "status.json")
+    except (RunError, OSError):
+        return None
+    if not isinstance(found, dict):
+        return None
+    return {
+        "status": found.get("status"),
+        "steps": found.get("step"),
+        "tokens": found.get("tokens"),
+        "loss": found.get("loss"),
+    }
