@@ -10,6 +10,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,9 @@ from typing import Any
 from tunesmith.errors import RunError
 
 _CHUNK_BYTES = 1 << 20
+_DISK_TROUBLES = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO)
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
+_DAMAGED = "the run folder is damaged: put the file back from a copy, or start a new run with --run"
 
 
 def sha256_of(path: Path) -> str:
@@ -79,9 +83,9 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise RunError("a file of the run is missing", where=str(path)) from error
+        raise RunError("a file of the run is missing", where=str(path), hint=_DAMAGED) from error
     except ValueError as error:
-        raise RunError(f"a file of the run is not valid JSON: {error}", where=str(path)) from error
+        raise RunError(f"a file of the run is not valid JSON: {error}", where=str(path), hint=_DAMAGED) from error
 
 
 def append_line(path: Path, value: Any) -> None:
@@ -107,7 +111,7 @@ def read_lines(path: Path) -> list[Any]:
         except ValueError as error:
             if number == len(lines):
                 break
-            raise RunError("a line is not valid JSON", where=f"{path}:{number}") from error
+            raise RunError("a line is not valid JSON", where=f"{path}:{number}", hint=_DAMAGED) from error
     return values
 
 
@@ -140,6 +144,14 @@ def new_folder(target: Path) -> Iterator[Path]:
     fsync_folder(target.parent)
 
 
-def is_disk_trouble(error: OSError) -> bool:
-    """Whether an OSError means a full or read-only disk rather than a mistake in a path."""
-    return error.errno in (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EACCES, errno.EPERM)
+def disk_trouble(error: BaseException) -> OSError | None:
+    """The OSError behind an error that means a full or read-only disk or a limit on files, else None.
+
+    safetensors raises an error of its own for a full disk, which names the number in its text alone.
+    """
+    if not isinstance(error, OSError):
+        found = _OS_ERROR.search(str(error)) if type(error).__name__ == "SafetensorError" else None
+        if found is None:
+            return None
+        error = OSError(int(found[1]), os.strerror(int(found[1])))
+    return error if error.errno in _DISK_TROUBLES else None

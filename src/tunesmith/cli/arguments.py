@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import click
+
+from tunesmith.cli.terminal import Terminal
+from tunesmith.recipe import codec
+from tunesmith.recipe.root import Recipe
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -14,6 +18,17 @@ def recipe_argument(function: Function) -> Function:
     """``RECIPE [SECTION.KEY=VALUE]...``, as ``recipe`` and ``overrides``."""
     function = click.argument("overrides", nargs=-1, metavar="[SECTION.KEY=VALUE]...")(function)
     return click.argument("recipe", metavar="RECIPE")(function)
+
+
+def read_recipe(terminal: Terminal, path: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe; from here on errors name its keys by file and line.
+
+    Raises:
+        RecipeError: it is missing or wrong.
+    """
+    recipe = codec.load(path, *overrides)
+    terminal.locate = recipe.where
+    return recipe
 
 
 def sampling_options(function: Function) -> Function:

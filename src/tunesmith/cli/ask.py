@@ -43,6 +43,8 @@ def generate(terminal: Terminal, /, model: str, prompt: str | None, system: str 
     """
     if prompt is None:
         prompt = _read_prompt()
+    if not prompt.strip():
+        raise UserError("there is nothing to ask: the prompt is empty", where="--prompt", hint="give --prompt TEXT")
     open_model(model)
     answerer: Answerer = doors.open_answerer(model)
     messages = [*_opening(system), Message("user", prompt)]

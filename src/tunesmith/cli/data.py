@@ -5,13 +5,12 @@ from __future__ import annotations
 import click
 
 from tunesmith.cli import doors
-from tunesmith.cli.arguments import recipe_argument
+from tunesmith.cli.arguments import read_recipe, recipe_argument
 from tunesmith.cli.command import Verb, VerbGroup
 from tunesmith.cli.row_view import RowView, find_row
 from tunesmith.cli.terminal import Terminal, table
 from tunesmith.data.ledger import Ledger
 from tunesmith.data.prepared import Prepared
-from tunesmith.recipe import codec
 from tunesmith.reports.wording import count, percent, plain
 
 
@@ -29,7 +28,7 @@ def check(terminal: Terminal, recipe: str, overrides: tuple[str, ...], verify: b
 
     The token cache that this builds is the one that training reads.
     """
-    read = codec.load(recipe, *overrides)
+    read = read_recipe(terminal, recipe, overrides)
     prepared, _, notes = doors.open_data(read, notify=terminal.tell, verify=verify)
     for line in ledger_lines(prepared):
         terminal.show(line)
@@ -109,7 +108,7 @@ def _label_lines(prepared: Prepared) -> list[str]:
 @click.pass_obj
 def show(terminal: Terminal, recipe: str, overrides: tuple[str, ...], row: int, split: str) -> None:
     """Show one row: as it stood in the file, as the template renders it, and its tokens, trained or not."""
-    read = codec.load(recipe, *overrides)
+    read = read_recipe(terminal, recipe, overrides)
     prepared, renderer, notes = doors.open_data(read, notify=terminal.tell)
     view = find_row(read, prepared, renderer, split, row)
     for note in notes:

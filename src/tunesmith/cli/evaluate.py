@@ -8,12 +8,12 @@ from typing import Any
 import click
 
 from tunesmith.cli import doors
+from tunesmith.cli.arguments import read_recipe
 from tunesmith.cli.command import Verb
 from tunesmith.cli.progress import open_progress
 from tunesmith.cli.scores import comparison_lines, scorecard_lines
 from tunesmith.cli.terminal import Terminal
 from tunesmith.models.locate import open_model
-from tunesmith.recipe import codec
 
 
 @click.command("eval", cls=Verb)
@@ -26,7 +26,7 @@ def evaluate(terminal: Terminal, model: str, suite: str, against: str | None) ->
 
     MODEL is an embedded name, a model folder, a run folder or an adapter folder. Scores carry a 95 % interval.
     """
-    codec.load(suite)
+    read_recipe(terminal, suite)
     for name in filter(None, (model, against)):
         open_model(name)
     progress = open_progress()

@@ -19,6 +19,8 @@ from tunesmith.cli.command import VerbGroup
 from tunesmith.cli.table import VERBS
 from tunesmith.cli.terminal import Terminal
 from tunesmith.errors import TunesmithError
+from tunesmith.files import disk_trouble
+from tunesmith.signals import sigterm_interrupts
 
 EXIT_FAULT = 1
 EXIT_INPUT = 2
@@ -37,6 +39,11 @@ def tunesmith() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit."""
+    # Set before torch is loaded: OpenMP's threads otherwise spin while they wait, and a machine that others
+    # use as well slows down by a factor of two to ten.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Nothing is ever fetched at run time.
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, ValueError):
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
@@ -51,9 +58,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     terminal = Terminal()
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    terminal.wants_json = "--json" in given  # also where the arguments are too wrong to be parsed
     try:
-        given = list(sys.argv[1:] if arguments is None else arguments)
-        with tunesmith.make_context("tunesmith", given, obj=terminal) as context:
+        with sigterm_interrupts(), tunesmith.make_context("tunesmith", given, obj=terminal) as context:
             tunesmith.invoke(context)
     except click.exceptions.Exit as end:
         return end.exit_code
@@ -62,19 +70,17 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return EXIT_INPUT
     except click.ClickException as error:
         return _end(terminal, error, EXIT_INPUT, _usage(error), _place(error), _usage_hint(error))
-    except (click.Abort, KeyboardInterrupt):
-        terminal.tell("interrupted")
-        return EXIT_INTERRUPTED
+    except (click.Abort, KeyboardInterrupt) as error:
+        return _end(terminal, error, EXIT_INTERRUPTED, "interrupted", "command line", "start the same command again")
     except TunesmithError as error:
         return _end(terminal, error, error.exit_code, error.what, error.where, error.hint)
     except BrokenPipeError:
         return _reader_left()
     except OSError as error:
-        hint = "check the path, its permissions and the space left"
-        return _end(
-            terminal, error, EXIT_INPUT, (error.strerror or str(error)).lower(), str(error.filename or ""), hint
-        )
+        return _file_trouble(terminal, error, error)
     except Exception as error:
+        if trouble := disk_trouble(error):
+            return _file_trouble(terminal, error, trouble)
         hint = "this is a fault of Tunesmith, not of yours: run the same command with --debug and report what it shows"
         return _end(terminal, error, EXIT_FAULT, f"sorry, something broke: {type(error).__name__}: {error}", "", hint)
     return 0
@@ -83,10 +89,17 @@ def run(arguments: Sequence[str] | None = None) -> int:
 def _end(terminal: Terminal, error: BaseException, code: int, what: str, where: str, hint: str) -> int:
     if terminal.debug:
         terminal.tell("".join(traceback.format_exception(error)).rstrip())
+    where = terminal.locate(where)
     terminal.fail(what, where, hint)
-    if terminal.as_json and not terminal.has_emitted:
+    if terminal.wants_json and not terminal.has_emitted:
         terminal.emit({"error": {"what": what, "where": where, "hint": hint, "exit_code": code}})
     return code
+
+
+def _file_trouble(terminal: Terminal, error: Exception, trouble: OSError) -> int:
+    what = (trouble.strerror or str(trouble)).lower()
+    where = str(trouble.filename or "") or "the files that this command writes"
+    return _end(terminal, error, EXIT_INPUT, what, where, "check the path, its permissions and the space left")
 
 
 def _usage(error: click.ClickException) -> str:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import click
 
 from tunesmith.cli import doors
-from tunesmith.cli.arguments import recipe_argument
+from tunesmith.cli.arguments import read_recipe, recipe_argument
 from tunesmith.cli.command import Verb
 from tunesmith.cli.terminal import Terminal, table
 from tunesmith.planning.plan import Plan, plan_rows, require_fit
-from tunesmith.recipe import codec
 
 
 @click.command(cls=Verb)
@@ -21,7 +20,7 @@ def plan(terminal: Terminal, recipe: str, overrides: tuple[str, ...]) -> None:
     Loads no weights. With a token cache (`tunesmith data check`) the counts are exact, else estimates.
     Exit code 3 where it does not fit.
     """
-    made = doors.plan_recipe(codec.load(recipe, *overrides))
+    made = doors.plan_recipe(read_recipe(terminal, recipe, overrides))
     for line in plan_lines(made):
         terminal.show(line)
     if terminal.as_json:

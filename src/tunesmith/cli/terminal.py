@@ -8,7 +8,7 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TextIO
 
 import click
@@ -22,6 +22,8 @@ class Terminal:
     def __init__(self) -> None:
         self.debug = False
         self.as_json = False
+        self.wants_json = False
+        self.locate: Callable[[str], str] = str
         self.has_emitted = False
         self._answers: TextIO | None = None
 

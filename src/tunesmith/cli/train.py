@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tunesmith.cli import doors
-from tunesmith.cli.arguments import recipe_argument
+from tunesmith.cli.arguments import read_recipe, recipe_argument
 from tunesmith.cli.command import Verb
 from tunesmith.cli.progress import open_progress
 from tunesmith.cli.terminal import Terminal
 from tunesmith.errors import GuardStopped, Interrupted, RunError
 from tunesmith.files import read_json
-from tunesmith.recipe import codec
 from tunesmith.reports.terminal import headline
 from tunesmith.reports.wording import count, number
 
@@ -36,7 +35,7 @@ def train(terminal: Terminal, recipe: str, overrides: tuple[str, ...], folder: P
     The same call resumes an interrupted run; one whose recipe or data changed is refused.
     Overrides are typed as in the recipe: training.learning_rate=1e-3 adapter.rank=8
     """
-    read = codec.load(recipe, *overrides)
+    read = read_recipe(terminal, recipe, overrides)
     run_folder = folder or RUNS / read.name
     plan = doors.plan_recipe(read)
     progress = open_progress()

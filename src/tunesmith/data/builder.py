@@ -231,9 +231,10 @@ class Builder:
                 raise
         self._overlong.check()
         if not ledger.trained:
+            reasons = ", ".join(f"{reason} {rows:,}" for reason, rows in ledger.rejected.items())
             raise DataError(
                 f"no row is left to train on: of {ledger.rows_in:,} rows {ledger.held_out:,} are held out and "
-                f"{sum(ledger.rejected.values()):,} rejected",
+                f"{sum(ledger.rejected.values()):,} rejected{f' ({reasons})' if reasons else ''}",
                 where=", ".join(source.name for source in self._sources if source.role == "train"),
                 hint="add training rows, or lower data.validation and data.test",
             )

@@ -6,6 +6,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from tunesmith.data.ledger import POLICY_REASONS, Ledger
+from tunesmith.data.notes import count_of
 from tunesmith.errors import DataError
 from tunesmith.records import Rejected
 
@@ -49,7 +50,10 @@ class FaultExamples:
                 f"{faults:,} of {ledger.rows_in:,} rows are faulty ({100 * faults / ledger.rows_in:.3g} %), "
                 f"more than the {100 * max_rejected:.3g} % of data.max_rejected"
             )
-        lines = [f"  {reason}, {ledger.rejected[reason]:,} rows: {self._example(reason)}" for reason in reasons]
+        lines = [
+            f"  {reason}, {count_of(ledger.rejected[reason], 'row', 'rows')}: {self._example(reason)}"
+            for reason in reasons
+        ]
         raise DataError(
             "\n".join([f"{what}:", *lines]),
             where=str(first.origin),

@@ -81,7 +81,7 @@ def resolve(recipe: Recipe) -> list[SourceFiles]:
                 if other != place:
                     raise DataError(
                         f"{shown} is read twice: by {other} and by {place}",
-                        where=f"{recipe.name} [{place}]",
+                        where=f"recipe {recipe.name} [{place}]",
                         hint="name each file in one source; `weight` shows its rows more often, a fraction holds rows out",
                     )
             found.append(SourceFiles(role, index, section, files))

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tunesmith.errors import GuardStopped
-from tunesmith.files import is_disk_trouble, new_folder, sha256_of, write_json
+from tunesmith.files import disk_trouble, new_folder, sha256_of, write_json
 
 FORMAT_VERSION = 1
 Say = Callable[[str, str], None]
@@ -80,11 +80,12 @@ class CheckpointFolder:
                     "format": FORMAT_VERSION, "step": checkpoint.step, "identity": self.identity, "files": files
                 }  # fmt: skip
                 write_json(folder / "manifest.json", manifest)
-        except OSError as error:
-            if not is_disk_trouble(error):
+        except Exception as error:
+            trouble = disk_trouble(error)
+            if trouble is None:
                 raise
             raise GuardStopped(
-                f"the checkpoint of step {checkpoint.step} could not be written: {error.strerror}",
+                f"the checkpoint of step {checkpoint.step} could not be written: {trouble.strerror}",
                 where=str(self.path),
                 hint="free some space or choose another folder with --run, then start the same command again",
             ) from error

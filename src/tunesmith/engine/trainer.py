@@ -66,6 +66,7 @@ class Trainer:
         hooks: observers.
         controls: steering.
         weights: factor of each term of the loss; a missing one is 1.
+        name_row: how errors name a row of a batch, such as by file and line.
     """
 
     def __init__(  # noqa: PLR0913 - the loop takes each of its parts by itself: it builds none
@@ -80,6 +81,7 @@ class Trainer:
         hooks: Sequence[Hook] = (),
         controls: Sequence[Control] = (),
         weights: Mapping[str, float] | None = None,
+        name_row: Callable[[int], str] = str,
     ) -> None:
         self.model: Any = model
         self.objective = objective
@@ -90,6 +92,7 @@ class Trainer:
         self.hooks = list(hooks)
         self.controls = list(controls)
         self.weights = dict(weights or {})
+        self.name_row = name_row
         self.device: torch.device = model.device  # type: ignore[assignment]
         self.precision = Precision(options.precision, self.device)
         self.groups = adapter.groups()
@@ -218,7 +221,7 @@ class Trainer:
             if not applied and self.precision.dtype != torch.float16:
                 raise GuardStopped(
                     f"loss or gradient was not finite at step {item.step} (loss {self.last_loss}, gradient norm {item.grad_norm.item()}); that step was not applied",
-                    where=f"step {item.step}, rows {item.facts['rows'][:8]}",
+                    where=f"step {item.step}, rows {', '.join(map(self.name_row, item.facts['rows'][:8]))}",
                     hint="the usual cause is a learning rate that is too high: try a tenth of it",
                 )
             del item.facts["rows"]

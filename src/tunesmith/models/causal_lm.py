@@ -100,11 +100,15 @@ class CausalLM(nn.Module):
         )
 
     @torch.no_grad()
-    def check_facade(self) -> None:
+    def check_facade(self, where: str = "") -> None:
         """Compare our head and packed attention with the model's own forward on a dozen tokens.
 
+        Args:
+            where: the model's folder, for errors.
+
         Raises:
-            ModelError: the model does something to hidden states or logits that the facade does not know.
+            ModelError: values are not finite, or the model does something to hidden states or logits that the facade
+                does not know.
         """
         size = self.hf.get_input_embeddings().weight.shape[0]
         ids_T = (torch.arange(12, device=self.device) * 7 + 3) % size
@@ -121,12 +125,19 @@ class CausalLM(nn.Module):
         self.hf.train(training)
         with self.plain_attention() as hf:
             theirs_TV = hf(input_ids=ids_T[None], use_cache=False).logits[0].float()
+        if not bool(theirs_TV.isfinite().all()):
+            raise ModelError(
+                "the model's weights give values that are not finite",
+                where=where,
+                hint="the weights are damaged or were saved from a run that diverged: copy them again",
+            )
         gap = (ours_TV - theirs_TV).abs().max().item()
         bound = (2e-4 if self.hf.dtype == torch.float32 else 5e-2) * max(1.0, theirs_TV.abs().max().item())
         if not gap <= bound:
             raise ModelError(
                 f"this architecture ({type(self.hf).__name__}) computes its logits in a way Tunesmith does not know: "
                 f"largest difference {gap:.3g} against {bound:.3g} allowed",
+                where=where,
                 hint="tested families: Llama, Qwen 2 and 3, Mistral, Gemma, Phi, GPT-2",
             )
 

@@ -25,21 +25,31 @@ class Generator:
         pad_id: fills the left of shorter prompts; never seen by attention.
         decode: token ids to text.
         batch_tokens: prompt tokens in one batch.
+        context: where an answer ends at the latest, prompt included; None asks for no limit.
     """
 
     def __init__(
-        self, model: CausalLM, *, stop_ids: frozenset[int], pad_id: int, decode: Any, batch_tokens: int = 8192
+        self,
+        model: CausalLM,
+        *,
+        stop_ids: frozenset[int],
+        pad_id: int,
+        decode: Any,
+        batch_tokens: int = 8192,
+        context: int | None = None,
     ) -> None:
         self.model = model
         self.stop_ids = stop_ids
         self.pad_id = pad_id
         self.decode = decode
         self.batch_tokens = batch_tokens
+        self.context = context
 
     def sample(self, prompts: Sequence[Sequence[int]], how: Sampling) -> list[Completion]:
-        """Answer each prompt, in order. Like lengths share a batch; the order of results is the caller's."""
-        answers: list[Completion | None] = [None] * len(prompts)
-        by_length = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), index))
+        """Answer each prompt, in order. Like lengths share a batch; a prompt that fills the context gets an empty answer."""
+        answers = [Completion(text="", ids=(), logprobs=(), ended=False)] * len(prompts)
+        with_room = [index for index, prompt in enumerate(prompts) if self._room(prompt, how) > 0]
+        by_length = sorted(with_room, key=lambda index: (len(prompts[index]), index))
         start = 0
         while start < len(by_length):
             end = start + 1
@@ -49,40 +59,50 @@ class Generator:
             for index, answer in zip(members, self._batch([prompts[i] for i in members], members, how), strict=True):
                 answers[index] = answer
             start = end
-        return [answer for answer in answers if answer is not None]
+        return answers
 
     def stream(self, prompt: Sequence[int], how: Sampling) -> Iterator[int]:
         """Yield one answer's token ids as they are chosen, without the end token."""
+        room = self._room(prompt, how)
+        if room < 1:
+            return
         with self.model.plain_attention() as hf, torch.inference_mode():
             state = _Decoding(hf, [prompt], self.pad_id)
             draws = [_stream_for(how.seed, 0)]
-            for _ in range(how.max_new_tokens):
+            for left in range(room - 1, -1, -1):
                 chosen, _logprob = _choose(state.logits_BV, how, draws)
                 token = int(chosen[0])
                 if token in self.stop_ids:
                     return
                 yield token
-                state.advance(chosen)
+                if left:
+                    state.advance(chosen)
+
+    def _room(self, prompt: Sequence[int], how: Sampling) -> int:
+        """Most tokens of an answer to ``prompt``."""
+        return how.max_new_tokens if self.context is None else min(how.max_new_tokens, self.context - len(prompt))
 
     def _batch(self, prompts: list[Sequence[int]], numbers: list[int], how: Sampling) -> list[Completion]:
         ids: list[list[int]] = [[] for _ in prompts]
         logprobs: list[list[float]] = [[] for _ in prompts]
         ended = [False] * len(prompts)
         draws = [_stream_for(how.seed, number) for number in numbers]
+        rooms = [self._room(prompt, how) for prompt in prompts]
         alive = list(range(len(prompts)))
         with self.model.plain_attention() as hf, torch.inference_mode():
             state = _Decoding(hf, prompts, self.pad_id)
-            for turn in range(how.max_new_tokens):
+            while True:
                 chosen, logprob = _choose(state.logits_BV, how, [draws[index] for index in alive])
                 keep: list[int] = []
                 for row, (token, score) in enumerate(zip(chosen.tolist(), logprob.tolist(), strict=True)):
                     if token in self.stop_ids:
                         ended[alive[row]] = True
-                    else:
-                        ids[alive[row]].append(token)
-                        logprobs[alive[row]].append(score)
+                        continue
+                    ids[alive[row]].append(token)
+                    logprobs[alive[row]].append(score)
+                    if len(ids[alive[row]]) < rooms[alive[row]]:
                         keep.append(row)
-                if not keep or turn + 1 == how.max_new_tokens:
+                if not keep:
                     break
                 if len(keep) < len(alive):
                     state.keep(keep)

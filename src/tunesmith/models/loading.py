@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import __version__ as transformers_version
 from transformers.utils import logging as transformers_logging
 
 from tunesmith.errors import ModelError
@@ -16,6 +17,11 @@ from tunesmith.models.causal_lm import CausalLM
 
 DROPPED_FIELDS = ("auto_map", "attn_implementation", "_attn_implementation", "kernel_config", "quantization_config")
 """Fields of a downloaded config that could run code or choose kernels; they are dropped, not obeyed."""
+
+
+_TESTED = "tested families: Llama, Qwen 2 and 3, Mistral, Gemma, Phi, GPT-2"
+_BELONG = "config.json and weights do not belong together, or the folder is incomplete: copy the whole folder again"
+_LONGEST = 200
 
 
 def read_config(folder: Path) -> Any:
@@ -28,9 +34,13 @@ def read_config(folder: Path) -> Any:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ModelError("the model folder has no config.json", where=str(folder)) from error
+        raise ModelError(
+            "the model folder has no config.json", where=str(folder), hint="copy it from where the model came from"
+        ) from error
     except ValueError as error:
-        raise ModelError(f"config.json is not valid JSON: {error}", where=str(path)) from error
+        raise ModelError(
+            f"config.json is not valid JSON: {error}", where=str(path), hint="copy the file again"
+        ) from error
     for field in DROPPED_FIELDS:
         values.pop(field, None)
     kind = values.pop("model_type", None)
@@ -38,7 +48,9 @@ def read_config(folder: Path) -> Any:
         return AutoConfig.for_model(kind, **values)
     except (ValueError, TypeError, KeyError) as error:
         raise ModelError(
-            f"model type `{kind}` is not known to the installed transformers: {error}", where=str(path)
+            f"model type `{kind}` does not open with the installed transformers {transformers_version}: {_first(error)}",
+            where=str(path),
+            hint=f"{_TESTED}; a newer transformers may know more, and code that a folder brings is never run",
         ) from error
 
 
@@ -68,9 +80,18 @@ def load_model(
             local_files_only=True,
             trust_remote_code=False,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
         )
     except (OSError, ValueError, RuntimeError) as error:
-        raise ModelError(f"the model does not load: {str(error).splitlines()[0]}", where=str(folder)) from error
+        raise ModelError(f"the model does not load: {_first(error)}", where=str(folder), hint=_BELONG) from error
+    if mismatched := report.get("mismatched_keys"):
+        name, stored, wanted = sorted(mismatched)[0]
+        raise ModelError(
+            f"{len(mismatched)} weights have another shape than config.json says, the first is `{name}`: "
+            f"{tuple(stored)} in the file, {tuple(wanted)} by config.json",
+            where=str(folder / "config.json"),
+            hint=_BELONG,
+        )
     missing = sorted(name for name in report.get("missing_keys", ()) if not _is_tied(hf, name))
     if missing:
         raise ModelError(
@@ -82,8 +103,14 @@ def load_model(
     hf.config.use_cache = False
     model = CausalLM(hf)
     if check:
-        model.check_facade()
+        model.check_facade(where=str(folder))
     return model
+
+
+def _first(error: Exception) -> str:
+    """The first sentence of an error of transformers, whose lists of all it knows fill screens."""
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0].split(". ")[0][:_LONGEST]
 
 
 def _is_tied(hf: Any, name: str) -> bool:

@@ -123,7 +123,8 @@ def tokenizer_size(folder: Path) -> int | None:
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"tokenizer.json is broken: {error!r}", where=str(path), hint="copy the file again") from None
+        what = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+        raise ModelError(f"tokenizer.json is broken: {what}", where=str(path), hint="copy the file again") from None
 
 
 def _existing(name: str, folder: Path) -> Path | None:
@@ -199,9 +200,11 @@ def _read_object(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ModelError(f"the file cannot be read as JSON: {error}", where=str(path)) from None
+        raise ModelError(
+            f"the file cannot be read as JSON: {error}", where=str(path), hint="copy the file again"
+        ) from None
     if not isinstance(values, dict):
-        raise ModelError("the file is not a JSON object", where=str(path))
+        raise ModelError("the file is not a JSON object", where=str(path), hint="copy the file again")
     return values
 
 

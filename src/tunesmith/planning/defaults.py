@@ -196,6 +196,8 @@ def derive_threads(recipe: Recipe, machine: Machine) -> Derived[int]:
     """CPU threads of torch."""
     if recipe.machine.threads is not None:
         return Derived.given(recipe.machine.threads)
+    if machine.threads != machine.cores:
+        return Derived(machine.threads, "OMP_NUM_THREADS asks for it")
     return Derived(machine.cores, "cores that this process may use")
 
 

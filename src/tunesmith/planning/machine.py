@@ -99,7 +99,7 @@ def detect(section: MachineSection, root: Path = Path("/"), environment: Mapping
         device=device,
         name=gpus[0].name if gpus else cpu_name,
         cores=cores,
-        threads=section.threads or cores,
+        threads=section.threads or _asked_threads(environment) or cores,
         memory_bytes=memory,
         available_bytes=available,
         host_memory_bytes=host,
@@ -108,6 +108,12 @@ def detect(section: MachineSection, root: Path = Path("/"), environment: Mapping
         avx512_bf16="avx512_bf16" in flags,
         gpus=gpus,
     )
+
+
+def _asked_threads(environment: Mapping[str, str]) -> int | None:
+    """What OMP_NUM_THREADS asks for, as every program on OpenMP would take it."""
+    asked = environment.get("OMP_NUM_THREADS", "")
+    return int(asked) if asked.isdigit() and int(asked) > 0 else None
 
 
 def find_gpus(environment: Mapping[str, str] = os.environ) -> tuple[Gpu, ...]:

@@ -60,6 +60,10 @@ class Memory:
         """Sum of the parts."""
         return sum(self.parts.values())
 
+    def tensor_bytes(self, device: str) -> int:
+        """What a meter of the device sees: CUDA's counts tensors alone, not the context and its libraries."""
+        return self.total_bytes - (_RUNTIME_BYTES["cuda"] if device == "cuda" else 0)
+
     @property
     def fits(self) -> bool:
         """Whether the machine has that much."""
@@ -160,11 +164,17 @@ def require_fit(memory: Memory, settings: Settings) -> None:
         return
     largest = max(PARTS, key=lambda part: memory.parts[part])
     raise GateRefused(
-        f"the run needs {memory.total_bytes / _GIB:.1f} GiB of memory and {memory.available_bytes / _GIB:.1f} GiB are available; "
-        f"the largest part is {largest} with {memory.parts[largest] / _GIB:.1f} GiB",
+        f"the run needs {_gib(memory.total_bytes)} of memory and {_gib(memory.available_bytes)} are available; "
+        f"the largest part is {largest} with {_gib(memory.parts[largest])}",
         where=f"plan for {settings.device}, {settings.precision}, {settings.atom_tokens:,} tokens in a pass",
         hint=_REMEDIES[largest],
     )
+
+
+def _gib(size: int) -> str:
+    """Bytes in GiB; small machines get two digits instead of ``0.0``."""
+    gib = size / _GIB
+    return f"{gib:.1f} GiB" if gib >= 1 else f"{gib:.2g} GiB"
 
 
 _REMEDIES = {

@@ -93,7 +93,7 @@ class Plan:
             "disk_bytes": sum(self.disk.values()), "data": self.data.to_json(), "settings": self.settings.to_json(),
             "flops": self.flops, "time": self.time.to_json() if self.time else None, "energy": self.energy,
             "price": self.price, "speed_key": vars(self.speed_key), "notes": list(self.notes),
-            "steps": self.settings.total_steps, "tokens": self.total_tokens, "memory_bytes": self.memory.total_bytes,
+            "steps": self.settings.total_steps, "tokens": self.total_tokens, "memory_bytes": self.memory.tensor_bytes(self.settings.device),
             "energy_wh": self.energy["watt_hours"] if self.energy else None,
             "cost": self.price["amount"] if self.price else None,
         }  # fmt: skip

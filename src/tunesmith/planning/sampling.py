@@ -18,7 +18,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from tunesmith.data.bad_row import BadRow
-from tunesmith.data.formats import FORMATS, detect
+from tunesmith.data.formats import FORMATS, check_columns, detect
 from tunesmith.data.packing import windows
 from tunesmith.data.reading import DETECTION_ROWS, SourceFiles, resolve
 from tunesmith.errors import DataError
@@ -79,6 +79,11 @@ class _Tally:
     longest: int = 0
     overlong: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
+    first: Rejected | None = None
+
+    def reject(self, rejected: Rejected) -> None:
+        self.reasons[rejected.reason] += 1
+        self.first = self.first or rejected
 
     def add(self, characters: int, pieces: Sequence[tuple[int, int]]) -> None:
         self.rendered.append(characters)
@@ -182,7 +187,7 @@ def _rendered(
         try:
             rendering = renderer.render(short)
         except BadRow as fault:
-            tally.reasons[fault.reason] += 1
+            tally.reject(Rejected(sample.rows[position].origin, fault.reason, fault.detail))
             tally.add(length, [])
             continue
         budget -= len(rendering.text)
@@ -192,18 +197,22 @@ def _rendered(
 
 def _format(sample: FileSample, section: SourceSection, shown: str) -> str:
     raws = [row for row in sample.rows if isinstance(row, RawRow)]
-    return detect(raws[:DETECTION_ROWS], shown) if section.format == "auto" and raws else section.format
+    if not raws:
+        return section.format
+    found = detect(raws[:DETECTION_ROWS], shown, section.columns) if section.format == "auto" else section.format
+    check_columns(raws[0], found, section)
+    return found
 
 
 def _record(row: RawRow | Rejected, section: SourceSection, name: str, tally: _Tally) -> Record | None:
     """The record of a row; None, with the reason counted, for a row that would be rejected."""
     if isinstance(row, Rejected):
-        tally.reasons[row.reason] += 1
+        tally.reject(row)
         return None
     try:
         return FORMATS[name](row, section)
     except BadRow as fault:
-        tally.reasons[fault.reason] += 1
+        tally.reject(Rejected(row.origin, fault.reason, fault.detail))
         return None
 
 
@@ -296,22 +305,29 @@ def _merge(into: _Tally, tally: _Tally) -> None:
     into.characters += tally.characters
     into.tokens += tally.tokens
     into.reasons += tally.reasons
+    into.first = into.first or tally.first
     into.overlong += tally.overlong
     into.longest = max(into.longest, tally.longest)
+
+
+def _place(rejected: Rejected) -> str:
+    """File and line; the file alone where the row was found by seeking."""
+    return str(rejected.origin) if rejected.origin.line else rejected.origin.file
 
 
 def _counts(total: _Total, merged: _Tally, notes: list[str], recipe: Recipe, context: int) -> Counts:
     sampled, rendered = len(merged.characters), len(merged.tokens)
     reasons = ", ".join(f"{reason} {count}" for reason, count in merged.reasons.most_common(4))
     if total.tokens <= 0:
+        first = merged.first
         raise DataError(
             f"none of {sampled:,} sampled rows can be trained on"
             + (
-                f": {reasons}"
-                if reasons
+                f": {reasons}; for one: {first.detail}"
+                if first
                 else f"; {merged.overlong:,} are longer than the context of {context:,} tokens"
             ),
-            where="data.train",
+            where=_place(first) if first else "data.train",
             hint="`tunesmith data check RECIPE` shows every rejected row with its reason",
         )
     if reasons:

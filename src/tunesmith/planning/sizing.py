@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -38,13 +39,28 @@ def fit_to_memory(
     memory = None
     for tokens, again in _choices(most, settings.context, recompute):
         chosen = replace(settings, atom_tokens=tokens, recompute=again)
-        memory = estimate_memory(facts, scope, chosen, available_bytes, share)
+        largest = replace(chosen, atom_tokens=largest_pass(chosen, counts))
+        memory = estimate_memory(facts, scope, largest, available_bytes, share)
         if memory.fits:
             break
     assert memory is not None
     if chosen.atom_tokens < most:
         why = f"{why}, made smaller to {'fit' if memory.fits else 'need less'} memory, never below the context"
     return chosen, memory, Derived(chosen.atom_tokens, why), _recompute_reason(chosen, memory, recompute)
+
+
+def largest_pass(settings: Settings, counts: Counts) -> int:
+    """Tokens of the largest pass to expect: at most ``atom_tokens``, less where a whole step is smaller.
+
+    The length of a step is a sum of independent draws; four standard deviations above its mean are hardly ever reached.
+    """
+    if not counts.rows or not counts.attended:
+        return settings.atom_tokens
+    rows = min(settings.batch_size, settings.micro_batch_size or settings.batch_size)
+    mean = counts.tokens / counts.rows
+    variance = max(0.0, mean * (counts.attended - mean))
+    likely = math.ceil(rows * mean + 4 * math.sqrt(rows * variance))
+    return min(settings.atom_tokens, max(likely, counts.longest or 0))
 
 
 def _most_tokens(settings: Settings) -> tuple[int, str]:

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from tunesmith.errors import RecipeError
 from tunesmith.recipe.explain import explain
 from tunesmith.recipe.root import Recipe
-from tunesmith.recipe.syntax import Lines, parse_text, parse_yaml
+from tunesmith.recipe.syntax import Lines, Written, parse_text, parse_yaml
 
 
 def load(path: str | Path, *overrides: str, **sections: Any) -> Recipe:
@@ -38,7 +38,11 @@ def load(path: str | Path, *overrides: str, **sections: Any) -> Recipe:
         try:
             given.append(f"{name}={json.dumps(value)}")
         except TypeError as error:
-            raise RecipeError(f"a value is not plain data: {error}", where=f"override {name}") from None
+            raise RecipeError(
+                f"a value is not plain data: {error}",
+                where=f"override {name}",
+                hint="give numbers, text, lists or mappings",
+            ) from None
     values = apply_overrides(values, given)
     names = [item.split("=", 1)[0] for item in given]
     return parse(values, source=str(path), lines=lines, overridden=names).placed(_home(path))
@@ -84,12 +88,15 @@ def parse(
     values: Mapping[str, Any], *, source: str = "recipe", lines: Lines | None = None, overridden: Sequence[str] = ()
 ) -> Recipe:
     """Validate plain values; errors carry ``source``, the line, the dotted key and a suggestion."""
+    written = Written(source, lines or {}, tuple(overridden))
     try:
-        return Recipe.model_validate_json(json.dumps(values))
+        return Recipe.model_validate_json(json.dumps(values)).written_as(written)
     except ValidationError as error:
-        raise explain(error, values, source, lines or {}, overridden) from None
+        raise explain(error, values, written) from None
     except TypeError as error:
-        raise RecipeError(f"a value is not plain data: {error}", where=source) from error
+        raise RecipeError(
+            f"a value is not plain data: {error}", where=source, hint="write numbers, text, lists and mappings only"
+        ) from error
 
 
 def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:

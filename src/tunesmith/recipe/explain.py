@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -11,25 +11,23 @@ from pydantic_core import ErrorDetails
 
 from tunesmith.errors import RecipeError
 from tunesmith.recipe.root import Recipe
-from tunesmith.recipe.syntax import Lines, Place
+from tunesmith.recipe.syntax import Place, Written
 
 _CONTAINER_KINDS = {"list_type", "dict_type", "model_type", "model_attributes_type", "dataclass_type"}
 _LONGEST_SHOWN = 60
 
 
-def explain(
-    error: ValidationError, values: Mapping[str, Any], source: str, lines: Lines, overridden: Sequence[str]
-) -> RecipeError:
+def explain(error: ValidationError, values: Mapping[str, Any], written: Written) -> RecipeError:
     """The first complaint worth reading: unknown keys first, then in the order of the file."""
     details = [(detail, _keys(detail, values)) for detail in error.errors()]
     first, keys = min(
-        _relevant(details), key=lambda item: (item[0]["type"] != "extra_forbidden", _line(item[1], lines) or 0)
+        _relevant(details), key=lambda item: (item[0]["type"] != "extra_forbidden", written.line(item[1]) or 0)
     )
     what, hint = _message(first, keys)
     unknown = {place for detail, place in details if detail["type"] == "extra_forbidden"} - {keys}
     if first["type"] == "extra_forbidden" and unknown:
         hint += f" ({len(unknown)} more unknown after this one)"
-    return RecipeError(what, where=_where(keys, source, lines, overridden), hint=hint)
+    return RecipeError(what, where=written.where(keys), hint=hint)
 
 
 def _relevant(details: list[tuple[ErrorDetails, Place]]) -> list[tuple[ErrorDetails, Place]]:
@@ -41,19 +39,6 @@ def _relevant(details: list[tuple[ErrorDetails, Place]]) -> list[tuple[ErrorDeta
         or not any(other[: len(keys)] == keys and other != keys for _, other in details)
     ]
     return deeper or details
-
-
-def _where(keys: Place, source: str, lines: Lines, overridden: Sequence[str]) -> str:
-    dotted = ".".join(str(part) for part in keys)
-    for name in overridden:
-        if dotted == name or dotted.startswith(f"{name}.") or (name.startswith(f"{dotted}.") and keys not in lines):
-            return f"override {name}"
-    line = _line(keys, lines)
-    return f"{source}:{line} [{dotted}]" if line else f"{source} [{dotted}]"
-
-
-def _line(keys: Place, lines: Lines) -> int | None:
-    return next((lines[keys[:end]] for end in range(len(keys), 0, -1) if keys[:end] in lines), None)
 
 
 def _keys(detail: ErrorDetails, values: Any) -> Place:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from pydantic import Field, PrivateAttr
@@ -13,7 +14,10 @@ from tunesmith.recipe.machine import LoggingSection, MachineSection
 from tunesmith.recipe.model import ModelField
 from tunesmith.recipe.objectives import ObjectiveField, SftSection
 from tunesmith.recipe.section import Section
+from tunesmith.recipe.syntax import Written
 from tunesmith.recipe.training import TrainingSection
+
+_KEY = re.compile(r"(?:recipe \S+ \[)?([a-z_]+(?:\.[a-z0-9_]+)*)\]?")
 
 
 class Recipe(Section):
@@ -40,11 +44,26 @@ class Recipe(Section):
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Seeds data order, initialisation and dropout."""
     _folder: Path = PrivateAttr(default_factory=Path)
+    _written: Written = PrivateAttr(default_factory=Written)
 
     @property
     def folder(self) -> Path:
         """Folder that relative paths of the recipe start from; not part of its values."""
         return self._folder
+
+    def where(self, place: str) -> str:
+        """Name a key such as ``machine.device`` by file and line; any other place is returned as it is."""
+        found = _KEY.fullmatch(place)
+        keys = tuple(int(part) if part.isdigit() else part for part in found[1].split(".")) if found else ()
+        if not self._written.source or not keys or keys[0] not in type(self).model_fields:
+            return place
+        return self._written.where(keys)
+
+    def written_as(self, written: Written) -> Recipe:
+        """Return the same recipe that knows where its keys stand; not part of its values."""
+        copy = self.model_copy()
+        copy._written = written
+        return copy
 
     def placed(self, folder: Path) -> Recipe:
         """Return the same recipe with its relative paths starting from ``folder``."""

@@ -6,6 +6,8 @@ Aliases are expanded within limits, tags are refused: a recipe is data, and a sm
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,39 @@ from tunesmith.errors import RecipeError
 Place = tuple[str | int, ...]
 Lines = dict[Place, int]
 
+_START = "`tunesmith init` writes a recipe to start from"
 _MAX_NODES = 20_000
 _MAX_DEPTH = 40
 _CORE_TAGS = {"str", "int", "float", "bool", "null", "map", "seq", "timestamp"}
+
+
+@dataclass(frozen=True)
+class Written:
+    """Where the keys of a recipe stand: its file, the line of each key, and what the command line overrode.
+
+    All are equal: where a recipe was written does not make it another recipe.
+    """
+
+    source: str = field(default="", compare=False)
+    lines: Lines = field(default_factory=dict, compare=False)
+    overridden: Sequence[str] = field(default=(), compare=False)
+
+    def where(self, keys: Place) -> str:
+        """A key with its file and line, or with the override that set it."""
+        dotted = ".".join(str(part) for part in keys)
+        for name in self.overridden:
+            if (
+                dotted == name
+                or dotted.startswith(f"{name}.")
+                or (name.startswith(f"{dotted}.") and keys not in self.lines)
+            ):
+                return f"override {name}"
+        line = self.line(keys)
+        return f"{self.source}:{line} [{dotted}]" if line else f"{self.source} [{dotted}]"
+
+    def line(self, keys: Place) -> int | None:
+        """Line of a key, or of the nearest section around it that has one."""
+        return next((self.lines[keys[:end]] for end in range(len(keys), 0, -1) if keys[:end] in self.lines), None)
 
 
 def parse_text(text: str, source: str) -> tuple[Any, Lines]:
@@ -28,7 +60,7 @@ def parse_text(text: str, source: str) -> tuple[Any, Lines]:
     try:
         return _parse_json(text, source) if Path(source).suffix == ".json" else parse_yaml(text, source)
     except RecursionError:
-        raise RecipeError("the text nests too deeply to be a recipe", where=source) from None
+        raise RecipeError("the text nests too deeply to be a recipe", where=source, hint=_START) from None
 
 
 def parse_yaml(text: str, source: str) -> tuple[Any, Lines]:
@@ -44,9 +76,9 @@ def parse_yaml(text: str, source: str) -> tuple[Any, Lines]:
             f"not valid YAML: {problem}", where=f"{source}{line}", hint="check indentation, quotes and repeated keys"
         ) from None
     except YAMLError as error:
-        raise RecipeError(f"not valid YAML: {str(error).splitlines()[0]}", where=source) from None
+        raise RecipeError(f"not valid YAML: {str(error).splitlines()[0]}", where=source, hint=_START) from None
     except ValueError as error:  # ruamel lets a few malformed scalars fail in their constructor
-        raise RecipeError(f"not valid YAML: {error}", where=source) from None
+        raise RecipeError(f"not valid YAML: {error}", where=source, hint=_START) from None
     reader = _Plain(source)
     return reader.convert(tree, ()), reader.lines
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from tunesmith.recipe.root import Recipe
 STATUSES = ("running", "done", "interrupted", "stopped")
 _OTHER_RUN = "name another folder with --run, or take the recipe back to what this run was started with"
 _MAX_DIFFERENCES = 12
+_IDENTITY_KEYS = ("run_identity", "data_key", "base_sha256", "template")
 
 
 class RunFolder:
@@ -88,16 +91,42 @@ class RunFolder:
             raise RunError(
                 "this folder holds a run already", where=str(self.path), hint="name another folder with --run"
             )
+        with self.creating(recipe):
+            pass
+
+    def check_free(self) -> None:
+        """Refuse a folder that holds something else than a run.
+
+        Raises:
+            RunError: it is a file, or holds other files.
+        """
+        if self.path.exists() and not self.exists and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise RunError(
+                "a run needs a folder of its own, and this one holds other files",
+                where=str(self.path),
+                hint="name another folder with --run",
+            )
+
+    @contextmanager
+    def creating(self, recipe: Mapping[str, Any]) -> Iterator[None]:
+        """Make the run, or complete one that was cut off at its creation; a failure within leaves nothing of a new one.
+
+        Raises:
+            RunError: the folder holds other files, or cannot be written.
+        """
+        self.check_free()
+        is_new = not self.exists
+        made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         try:
-            if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-                raise RunError(
-                    "a run needs a folder of its own, and this one holds other files",
-                    where=str(self.path),
-                    hint="name another folder with --run",
-                )
-            write_json(self.recipe_path, dict(recipe))
+            if is_new:
+                write_json(self.recipe_path, dict(recipe))
             self.scorecards_path.mkdir(exist_ok=True)
-        except OSError as error:
+            yield
+        except BaseException as error:
+            if is_new:
+                _clear(self.path, made)
+            if not isinstance(error, OSError):
+                raise
             raise RunError(
                 f"the run folder cannot be written: {error.strerror or error}",
                 where=str(self.path),
@@ -160,6 +189,22 @@ class RunFolder:
             where=str(self.path),
             hint=_OTHER_RUN,
         )
+
+    def environment(self) -> dict[str, Any]:
+        """Where and from what the run was started.
+
+        Raises:
+            RunError: environment.json is missing, torn, or lacks what identifies the run.
+        """
+        values = read_json(self.environment_path)
+        lacking = [key for key in _IDENTITY_KEYS if not isinstance(values, dict) or key not in values]
+        if lacking:
+            raise RunError(
+                f"environment.json of the run lacks `{lacking[0]}`",
+                where=str(self.environment_path),
+                hint="the run may be of another version of tunesmith, or damaged: start a new one with --run",
+            )
+        return dict(values)
 
     def status(self) -> dict[str, Any]:
         """How far the run is: ``status``, ``step``, ``steps``, ``tokens``, ``loss``, ``seconds``, ``message``.
@@ -246,6 +291,18 @@ class RunFolder:
             _mend_tail(path)
             self._mended.add(path)
         append_line(path, dict(line))
+
+
+def _clear(folder: Path, made: Sequence[Path]) -> None:
+    """Take back a folder that was being made: its files, then those of the folders made for it that are empty."""
+    for item in folder.iterdir() if folder.is_dir() else ():
+        if item.is_dir():
+            shutil.rmtree(item, ignore_errors=True)
+        else:
+            item.unlink(missing_ok=True)
+    for empty in made:
+        with suppress(OSError):
+            empty.rmdir()
 
 
 def _mend_tail(path: Path) -> None:

@@ -32,7 +32,7 @@ class Answerer:
             raise UserError(
                 f"the conversation has {len(prompt)} tokens, the model takes {self._machine.context}",
                 where="conversation",
-                hint="/reset in a chat forgets it; or ask something shorter",
+                hint="ask something shorter; in a chat /reset forgets what was said before",
             )
         limit = Sampling(
             max_new_tokens=min(sampling.max_new_tokens, room), temperature=sampling.temperature,

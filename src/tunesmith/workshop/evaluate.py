@@ -5,14 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from tunesmith.errors import DataError, ModelError
 from tunesmith.evaluation.comparison import compare
 from tunesmith.evaluation.scorecard import Scorecard
+from tunesmith.files import sha256_of
+from tunesmith.models.locate import open_model
 from tunesmith.progress import Progress, SilentProgress
 from tunesmith.recipe.codec import load
 from tunesmith.recipe.root import Recipe
 from tunesmith.workshop.opening import open_machine
-from tunesmith.workshop.prepare import open_data
+from tunesmith.workshop.prepare import base_of, open_data
 from tunesmith.workshop.scoring import Scoring
+
+_TOKENIZER = "tokenizer.json"
 
 
 def evaluate(
@@ -34,8 +39,18 @@ def evaluate(
     """
     progress = progress or SilentProgress()
     recipe = suite if isinstance(suite, Recipe) else load(suite)
-    card, notes = _card(model, recipe, progress)
-    result: dict[str, Any] = {**card.to_json(), "notes": notes}
+    suite_tokens, notes = _tokenizer_of(recipe), []
+    if _tokenizer_at(model) != suite_tokens:
+        notes = [f"{model} has another tokenizer than the suite's {recipe.model.name}: rows are rendered with its own"]
+        recipe = _with_model(recipe, model)
+    if against is not None and _tokenizer_at(against) != _tokenizer_at(model):
+        raise ModelError(
+            f"{model} and {against} do not see the same prompts: their tokenizers differ",
+            where=str(open_model(against).base.path / _TOKENIZER),
+            hint="score them one by one, without --against: what is measured per token does not compare",
+        )
+    card, said = _card(model, recipe, progress)
+    result: dict[str, Any] = {**card.to_json(), "notes": [*notes, *said]}
     if against is not None:
         other, _ = _card(against, recipe, progress)
         result["against"] = other.to_json()
@@ -47,4 +62,30 @@ def _card(model: str, recipe: Recipe, progress: Progress) -> tuple[Scorecard, li
     data, renderer, notes = open_data(recipe, notify=progress.note)
     opened = open_machine(model, batch_tokens=recipe.evaluation.batch_tokens)
     scoring = Scoring(recipe.evaluation, data, renderer, recipe.seed, progress)
+    if not scoring.tasks and not recipe.evaluation.preserve:
+        raise DataError(
+            f"there is nothing to score: {'; '.join(scoring.notes) or 'no task and no probe is named'}",
+            where=f"recipe {recipe.name} [evaluation]",
+            hint="hold rows out (data.validation, data.test), or name a task on rows that there are",
+        )
     return scoring.score(model, opened.machine), [*notes, *scoring.notes]
+
+
+def _tokenizer_at(model: str) -> str:
+    """Hex sha256 of the tokenizer of what a MODEL argument names; empty where it has none."""
+    return _sha256(open_model(model).base.path)
+
+
+def _tokenizer_of(recipe: Recipe) -> str:
+    return _sha256(base_of(recipe).path)
+
+
+def _sha256(folder: Path) -> str:
+    path = folder / _TOKENIZER
+    return sha256_of(path) if path.is_file() else ""
+
+
+def _with_model(recipe: Recipe, model: str) -> Recipe:
+    """The suite, rendered as another model takes it; a template that the suite names stays."""
+    section = recipe.model.model_copy(update={"name": str(open_model(model).base.path)})
+    return recipe.model_copy(update={"model": section})

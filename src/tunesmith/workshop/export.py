@@ -24,7 +24,7 @@ from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.engine.checkpoint import CheckpointFolder
 from tunesmith.errors import RunError
 from tunesmith.evaluation.probes import general_texts
-from tunesmith.files import new_folder, read_json
+from tunesmith.files import new_folder
 from tunesmith.models.causal_lm import CausalLM
 from tunesmith.models.facts import read_facts
 from tunesmith.models.loading import load_model
@@ -94,7 +94,7 @@ class _Export:
                 where=str(run.path),
                 hint="start the same `tunesmith train` again to finish it",
             )
-        environment = read_json(run.environment_path)
+        environment = run.environment()
         self.recipe: Recipe = run.recipe().placed(Path(environment.get("recipe_folder", ".")))
         self.base: ModelFolder = base_of(self.recipe)
         if self.base.sha256 != environment["base_sha256"]:
@@ -165,7 +165,7 @@ class _Export:
             documents.append((ids, np.ones(len(ids), dtype=np.bool_)))
         budget = max(64, _MOST_LOGITS // facts.vocab_size)
         kept: list[Document] = []
-        for ids, trained in documents[::-1][::2] + documents[::2]:
+        for ids, trained in documents[::-2] + documents[len(documents) % 2 :: 2]:
             room = budget - sum(len(item) for item, _ in kept)
             if room < 2:
                 break

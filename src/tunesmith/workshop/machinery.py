@@ -43,6 +43,7 @@ def assemble(model: CausalLM, renderer: Renderer, context: int, batch_tokens: in
         pad_id=pad,
         decode=lambda ids: tokenizer.decode(ids, skip_special=True),
         batch_tokens=batch_tokens,
+        context=context,
     )
     scorer = PackScorer(model, make_batch, context=context, batch_tokens=batch_tokens)
     return Machinery(model, tokenizer, generator, scorer, context)

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from tunesmith.data.rendering import Renderer, make_renderer
+from tunesmith.errors import ModelError
 from tunesmith.files import read_json
 from tunesmith.models.facts import read_facts
 from tunesmith.models.loading import load_model
@@ -40,6 +41,7 @@ def open_machine(text: str, *, device: str | None = None, batch_tokens: int = 81
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if where == "cuda" else torch.float32
     check_weights(reference.base.path)
+    _check_base(reference)
     renderer, context = renderer_for(reference)
     model = load_model(reference.base.path, device=where, dtype=dtype)
     if reference.adapter is not None:
@@ -56,6 +58,22 @@ def renderer_for(reference: ModelRef) -> tuple[Renderer, int]:
     objective = recipe.objective if isinstance(recipe.objective, SftSection) else SftSection()
     renderer, _ = make_renderer(reference.base.path, model, objective, folder)
     return renderer, derive_context(recipe, read_facts(reference.base.path)).value
+
+
+def _check_base(reference: ModelRef) -> None:
+    """Refuse a run's adapter on a base that is no longer the one it was trained on.
+
+    Raises:
+        ModelError: its weights changed.
+    """
+    if reference.run is None or reference.adapter is None:
+        return
+    if reference.base.sha256 != RunFolder(reference.run).environment()["base_sha256"]:
+        raise ModelError(
+            f"the base model changed since the run in {reference.run} trained its adapter",
+            where=str(reference.base.path),
+            hint="put the base back as it was, or train again",
+        )
 
 
 def _recipe_of(reference: ModelRef) -> Recipe:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections.abc import Mapping
@@ -20,21 +21,25 @@ from tunesmith.engine.options import TrainerOptions
 from tunesmith.engine.randomness import use_deterministic
 from tunesmith.engine.stopping import EarlyStopping
 from tunesmith.engine.trainer import Outcome, Trainer
-from tunesmith.errors import GuardStopped, Interrupted, RunError
+from tunesmith.errors import GuardStopped, RunError
 from tunesmith.evaluation.comparison import compare
 from tunesmith.evaluation.scorecard import Scorecard
 from tunesmith.files import new_folder, read_json, write_json, write_text
+from tunesmith.models.causal_lm import CausalLM
+from tunesmith.models.chat_tokens import untrained_note
 from tunesmith.models.locate import ModelFolder
 from tunesmith.objectives import build as build_objective
 from tunesmith.planning.plan import Plan, require_fit
 from tunesmith.planning.settings import Settings
 from tunesmith.progress import Progress, SilentProgress
 from tunesmith.recipe.fingerprint import fingerprint, identity
+from tunesmith.recipe.objectives import ClmSection
 from tunesmith.recipe.root import Recipe
 from tunesmith.registry.runs import RunFolder
 from tunesmith.reports.card import render_card
 from tunesmith.reports.render import write_report
 from tunesmith.types import Adapter
+from tunesmith.workshop.endings import recorded
 from tunesmith.workshop.environment import MemoryMeter, environment
 from tunesmith.workshop.machinery import Machinery, assemble, attach, load_base
 from tunesmith.workshop.model_files import write_model
@@ -46,6 +51,8 @@ from tunesmith.workshop.watching import MetricsHook, ValidationHook
 
 _FREE = ("micro_batch_size", "atom_tokens", "recompute", "checkpoint_every", "keep_checkpoints", "log_every", "threads")
 """Settings that a resume takes from the new plan; all others stay as the run's own plan has them."""
+
+_PROBED_ROWS = 8
 
 
 @dataclass(frozen=True)
@@ -72,26 +79,23 @@ def train(plan: Plan, run_folder: Path, *, progress: Progress | None = None) -> 
     Raises:
         RunError: the folder holds another run, or the data or base changed.
         GateRefused: the plan does not fit this machine.
+        ModelError: the base does not load; nothing is written.
         GuardStopped: training was stopped; the last good checkpoint stays.
         Interrupted: by a signal; a checkpoint is saved.
     """
     progress = progress or SilentProgress()
     run = RunFolder(Path(run_folder))
+    run.check_free()
     job = _Job(plan.source or plan.resolved, run, progress)
     job.check_unchanged()
     if run.exists and run.status()["status"] == "done":
+        if not run.report_path.exists():
+            job.write_papers()
         return _finished(run, nothing_to_do=True)
+    job.load()
     job.open()
-    try:
+    with recorded(run, job):
         job.train()
-    except Interrupted as stop:
-        run.set_status("interrupted", message=stop.what)
-        run.append_event("interrupted", job.step, stop.what)
-        raise
-    except GuardStopped as stop:
-        run.set_status("stopped", message=stop.what)
-        run.append_event("stopped", job.step, stop.what)
-        raise
     return _finished(run)
 
 
@@ -116,6 +120,9 @@ class _Job:
         self.run = run
         self.progress = progress
         self.step = 0
+        self.doing = "preparing"
+        self.has_begun = False
+        self.model: Any = None
         self.result_step = 0
         self.base: ModelFolder = base_of(recipe)
         self.data, self.renderer, notes = open_data(recipe, notify=progress.note)
@@ -127,9 +134,10 @@ class _Job:
     def _plan(self) -> Plan:
         """The plan with exact counts; on resume the run's own, with what is free taken anew."""
         fresh = plan_with_data(self.recipe, self.data)
+        if self.run.exists:
+            self.run.check_identity(fresh.resolved)
         if not self.run.plan_path.exists():
             return fresh
-        self.run.check_identity(fresh.resolved)
         stored = Plan.from_json(read_json(self.run.plan_path))
         free = {name: getattr(fresh.settings, name) for name in _FREE}
         return replace(stored, settings=replace(stored.settings, **free))
@@ -138,36 +146,42 @@ class _Job:
         """Refuse to go on with, or call finished, a run whose data or base is no longer what it was."""
         if not self.run.environment_path.exists():
             return
-        before = read_json(self.run.environment_path)
-        if before["run_identity"] != self.identity:
-            changed = "data" if before["data_key"] != self.data.key else "base model"
-            raise RunError(
-                f"the {changed} changed since this run was started",
-                where=str(self.run.path),
-                hint="put it back as it was, or start a new run with --run",
-            )
+        before = self.run.environment()
+        if before["run_identity"] == self.identity:
+            return
+        changed, where = "base model", str(self.base.path)
+        if before["template"] != self.renderer.fingerprint():
+            changed = "tokenizer, chat template or rendering"
+        elif before["data_key"] != self.data.key:
+            changed, where = "data", ", ".join(item.path for item in self.data.ledger.per_source)
+        raise RunError(
+            f"the {changed} changed since the run in {self.run.path} was started",
+            where=where,
+            hint="put it back as it was, or start a new run with --run",
+        )
+
+    def load(self) -> None:
+        """Load the base, once it is known to fit: one that does not load leaves no run behind."""
+        require_fit(self.plan)
+        use_deterministic(self.settings.deterministic)
+        self.model = load_base(self.base.path, self.settings)
 
     def open(self) -> None:
-        """Check that the run may start or go on here, and write what it starts from."""
-        require_fit(self.plan)
+        """Write what the run starts from, all or nothing, or that it goes on."""
         run = self.run
-        if not run.exists:
-            run.create(self.plan.resolved.model_dump(mode="json"))
-        if not run.environment_path.exists():
+        if run.environment_path.exists():
+            run.append_event("continued", 0, "the same call again: going on where it stopped")
+        else:
             facts = environment(self.recipe.folder) | {
                 "run_identity": self.identity, "data_key": self.data.key, "base_sha256": self.base.sha256,
                 "base_folder": str(self.base.path.resolve()), "template": self.renderer.fingerprint(),
             }  # fmt: skip
-            write_json(run.environment_path, facts)
-            write_json(run.plan_path, self.plan.to_json())
-            write_json(run.ledger_path, self.data.ledger.to_json())
-            shutil.copyfile(self.data.rejected_path, run.rejected_path)
-            run.append_event("started", 0, f"run {self.recipe.name} started")
-        else:
-            run.append_event("continued", 0, "the same call again: going on where it stopped")
-        for note in [*self.plan.notes, *self.notes]:
-            self._say("note", note)
-        run.set_status("running", steps=self.settings.total_steps)
+            with run.creating(self.plan.resolved.model_dump(mode="json")):
+                write_json(run.plan_path, self.plan.to_json())
+                write_json(run.ledger_path, self.data.ledger.to_json())
+                shutil.copyfile(self.data.rejected_path, run.rejected_path)
+                run.append_event("started", 0, f"run {self.recipe.name} started")
+                write_json(run.environment_path, facts)
 
     def _say(self, kind: str, text: str) -> None:
         self.run.append_event(kind, self.step, text)
@@ -175,25 +189,49 @@ class _Job:
 
     def train(self) -> None:
         """Score the base, train, score the result, write everything."""
-        use_deterministic(self.settings.deterministic)
+        for note in [*self.plan.notes, *self.notes]:
+            self._say("note", note)
+        self.run.set_status("running", steps=self.settings.total_steps)
         started = time.perf_counter()
         meter = MemoryMeter(torch.device(self.settings.device))
-        model = load_base(self.base.path, self.settings)
+        model = self.model
         machine = assemble(model, self.renderer, self.settings.context, self.recipe.evaluation.batch_tokens)
         scoring = Scoring(self.recipe.evaluation, self.data, self.renderer, self.recipe.seed, self.progress)
         for note in scoring.notes:
             self._say("note", note)
+        self.doing = "scoring the base"
         base_card = self._base_card(scoring, machine)
         meter.restart_peak()
+        self.doing = "training"
+        self.has_begun = True
         adapter = attach(model, self.recipe, self.settings)
+        self._tell_untrained_ends(model)
         outcome = self._fit(model, adapter, machine)
         peak = meter.peak_bytes()
+        self._check_finite(machine)
+        self.doing = "writing the result"
         self._write_result(adapter, model)
+        self.doing = "scoring the result"
         tuned_card = scoring.score("tuned", machine)
         tuned_card.save(self.run.scorecards_path, "tuned")
-        comparison = compare(base_card, tuned_card)
-        write_json(self.run.comparison_path, comparison.to_json())
+        if scoring.tasks:
+            write_json(self.run.comparison_path, compare(base_card, tuned_card).to_json())
+        else:
+            self._say("not_compared", "no row is held out for a task: whether the run helped is not measured")
+        self.doing = "writing the report"
         self._finish(outcome, peak, time.perf_counter() - started)
+
+    def _tell_untrained_ends(self, model: CausalLM) -> None:
+        head = model.head().weight_VH
+        if head.requires_grad or isinstance(self.recipe.objective, ClmSection):
+            return
+        tokenizer = self.renderer.tokenizer
+        names = {token: tokenizer.token_text(token) for token in tokenizer.special_ids}
+        parameters = [name for name, parameter in model.hf.named_parameters() if parameter is head]
+        owner = parameters[0].split(".")[-2] if parameters else "lm_head"
+        said = untrained_note(head, names, self.renderer.stop_ids, f"*{owner}*")
+        if said is not None:
+            self._say("untrained_token", said)
 
     def _base_card(self, scoring: Scoring, machine: Machinery) -> Scorecard:
         """Scores of the base, measured before anything is attached; kept for a resume."""
@@ -226,6 +264,7 @@ class _Job:
             _options(settings),
             checkpoints,
             hooks=hooks,
+            name_row=lambda row: str(self.data.train.origin(row)),
         )
         self._resume(trainer, checkpoints)
         self.progress.start(settings.total_steps, trainer.step)
@@ -242,6 +281,20 @@ class _Job:
         if early is not None and early.best_step and early.best_step != trainer.step:
             self._take_best(trainer, checkpoints, early)
         return outcome
+
+    def _check_finite(self, machine: Machinery) -> None:
+        """Refuse a result that the last update spoilt: the loop sees losses before an update, none comes after the last."""
+        rows = range(min(_PROBED_ROWS, self.data.train.num_rows))
+        machine.model.eval()
+        losses = machine.scorer.row_losses([self.data.train.row(index) for index in rows])
+        spoilt = [index for index, (total, _) in zip(rows, losses, strict=True) if not math.isfinite(total)]
+        if spoilt:
+            named = ", ".join(str(self.data.train.origin(index)) for index in spoilt)
+            raise GuardStopped(
+                f"the loss is not finite after the last update, of step {self.result_step}; no result is written",
+                where=f"step {self.result_step}, rows {named}",
+                hint="the usual cause is a learning rate that is too high: try a tenth of it",
+            )
 
     def _resume(self, trainer: Trainer, checkpoints: CheckpointFolder) -> None:
         checkpoint = checkpoints.newest()
@@ -305,6 +358,10 @@ class _Job:
         remember_speed(self.plan, outcome.seconds, outcome.steps)
         self.run.append_event("done", outcome.steps, f"done after {outcome.steps} steps")
         self.run.set_status("done", **measured)
+        self.write_papers()
+
+    def write_papers(self) -> None:
+        """The model card and the report, from what the folder holds."""
         write_text(self.run.card_path, render_card(self.run.path))
         write_report(self.run.path)
 

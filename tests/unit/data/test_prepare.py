@@ -296,7 +296,7 @@ def test_grouping_by_a_column_that_is_not_there_lists_the_columns(bench: Bench) 
         bench.prepare(test={"fraction": 0.2, "group_by": "customer"})
     assert "`prompt`, `completion`" in caught.value.hint
     bench.jsonl("train.jsonl", [chat("q", customer=1), chat("r")])
-    with pytest.raises(DataError, match="missing_column, 1 rows"):
+    with pytest.raises(DataError, match="missing_column, 1 row:"):
         bench.prepare(test={"fraction": 0.2, "group_by": "customer"})
 
 

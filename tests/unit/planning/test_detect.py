@@ -23,6 +23,7 @@ LISTING = (
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Eight cores and 16 GiB, no control group, no GPU."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     (tmp_path / "proc/self").mkdir(parents=True)
     (tmp_path / "proc/cpuinfo").write_text(
         "processor : 0\nmodel name : Test CPU 9\nflags : fpu avx512_bf16\n\nprocessor : 1\n"
@@ -138,3 +139,10 @@ def test_cuda_that_is_asked_for_and_missing(root: Path) -> None:
         detect(MachineSection(device="cuda"), root, {})
     assert caught.value.exit_code == 3
     assert caught.value.where == "machine.device"
+
+
+def test_omp_num_threads_is_heeded_and_the_recipe_wins(root: Path) -> None:
+    asked = {"OMP_NUM_THREADS": "1"}
+    assert detect(MachineSection(), root, asked).threads == 1
+    assert detect(MachineSection(threads=3), root, asked).threads == 3
+    assert detect(MachineSection(), root, {"OMP_NUM_THREADS": "many"}).threads == 8
