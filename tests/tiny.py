@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,17 +41,18 @@ _GPT2 = {"vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_p
 FAMILIES = ("llama", "qwen3", "mistral", "gemma", "phi", "phi3", "gpt2")
 
 
-def family(name: str, seed: int = 0) -> Any:
-    """A random model of a family, in fp32, on two layers."""
+def family(name: str, seed: int = 0, **changes: Any) -> Any:
+    """A random model of a family, in fp32, on two layers; ``changes`` go into its configuration."""
     torch.manual_seed(seed)
+    shape, gpt2 = {**_SHAPE, **changes}, {**_GPT2, **changes}
     builders: dict[str, Any] = {
-        "llama": lambda: LlamaForCausalLM(LlamaConfig(**_SHAPE)),
-        "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**_SHAPE, head_dim=8)),
-        "mistral": lambda: MistralForCausalLM(MistralConfig(**_SHAPE, sliding_window=8)),
-        "gemma": lambda: GemmaForCausalLM(GemmaConfig(**_SHAPE, head_dim=8)),
-        "phi": lambda: PhiForCausalLM(PhiConfig(**_SHAPE)),
-        "phi3": lambda: Phi3ForCausalLM(Phi3Config(**_SHAPE)),
-        "gpt2": lambda: GPT2LMHeadModel(GPT2Config(**_GPT2)),
+        "llama": lambda: LlamaForCausalLM(LlamaConfig(**shape)),
+        "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**shape, head_dim=8)),
+        "mistral": lambda: MistralForCausalLM(MistralConfig(**{"sliding_window": 8, **shape})),
+        "gemma": lambda: GemmaForCausalLM(GemmaConfig(**shape, head_dim=8)),
+        "phi": lambda: PhiForCausalLM(PhiConfig(**shape)),
+        "phi3": lambda: Phi3ForCausalLM(Phi3Config(**shape)),
+        "gpt2": lambda: GPT2LMHeadModel(GPT2Config(**gpt2)),
     }
     model = builders[name]()
     with torch.no_grad():  # the usual start is so small that wrong attention would hardly show
@@ -72,3 +76,14 @@ def documents(lengths: Sequence[int], seed: int = 0, trained_from: int = 1) -> l
 def batch(lengths: Sequence[int], seed: int = 0, trained_from: int = 1) -> Batch:
     """A pack of random documents."""
     return make_batch(documents(lengths, seed, trained_from), range(len(lengths)))
+
+
+def desk_model(folder: Path, like: Path, *, seed: int = 0, **changes: Any) -> None:
+    """Save a random Llama of two layers with another model's tokenizer and template; ``changes`` go into its config."""
+    torch.manual_seed(seed)
+    vocabulary = json.loads((like / "config.json").read_text(encoding="utf-8"))["vocab_size"]
+    shape = _SHAPE | {"vocab_size": vocabulary, "tie_word_embeddings": True} | changes
+    LlamaForCausalLM(LlamaConfig(**shape)).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        if (like / name).is_file():
+            shutil.copyfile(like / name, folder / name)

@@ -31,7 +31,9 @@ def test_one_step_has_the_same_loss_and_gradient_norm_however_it_is_cut(tmp_path
 def test_forty_steps_stay_together(tmp_path: Path, scope: str) -> None:
     losses = []
     for number, cut in enumerate(CUTS[:1] + CUTS[2:4]):
-        trainer, recorder = make_trainer(tmp_path / str(number), scope=scope, total_steps=40, checkpoint_every=40, **cut)
+        trainer, recorder = make_trainer(
+            tmp_path / str(number), scope=scope, total_steps=40, checkpoint_every=40, **cut
+        )
         trainer.run()
         losses.append([facts.loss for facts in recorder.facts])
     for other in losses[1:]:

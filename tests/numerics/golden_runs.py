@@ -1,0 +1,71 @@
+"""Runs whose losses are kept in golden.json: five steps on a tiny random Llama and fixed rows, fp32, one thread."""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+from pathlib import Path
+
+import torch
+
+from tests.loops import MemoryStore, Recorder
+from tests.tiny import family
+from tunesmith.adapters import ADAPTERS
+from tunesmith.adapters import build as build_adapter
+from tunesmith.data.loader import PackedStream, StreamOptions
+from tunesmith.engine.checkpoint import CheckpointFolder
+from tunesmith.engine.options import TrainerOptions
+from tunesmith.engine.trainer import Trainer
+from tunesmith.models.causal_lm import CausalLM
+from tunesmith.objectives import OBJECTIVES
+from tunesmith.objectives import build as build_objective
+from tunesmith.recipe.adapters import FullSection, LoraSection, PartialSection
+from tunesmith.recipe.objectives import ClmSection, SftSection
+from tunesmith.recipe.section import Section
+
+FILE = Path(__file__).with_name("golden.json")
+STEPS = 5
+ROW_LENGTHS = [5, 9, 17, 8, 30, 8, 12, 21, 6, 11, 14, 7, 25, 7, 10, 19, 13, 6, 16, 28]
+PROMPT_TOKENS = {SftSection: 4, ClmSection: 1}
+"""First trained token of each row: answers only, or all text."""
+SECTIONS: dict[type[Section], Section] = {
+    FullSection: FullSection(),
+    PartialSection: PartialSection(last_layers=1, norms=True, head=True),
+    LoraSection: LoraSection(rank=4, alpha=8.0, dropout=0.0),
+}
+RATES = {FullSection: 3e-3, PartialSection: 5e-3, LoraSection: 1e-2}
+
+
+def cases() -> list[tuple[type[Section], type[Section]]]:
+    """Every objective with every adapter."""
+    return list(itertools.product(OBJECTIVES, ADAPTERS))
+
+
+def name_of(objective: type[Section], adapter: type[Section]) -> str:
+    """``sft-lora``."""
+    return f"{objective.model_fields['type'].default}-{adapter.model_fields['type'].default}"
+
+
+def golden_losses(objective: type[Section], adapter: type[Section]) -> list[float]:
+    """Losses of five steps, in nats per trained token."""
+    model = CausalLM(family("llama"))
+    scope = build_adapter(SECTIONS[adapter], 7)
+    scope.attach(model.hf)
+    stream = PackedStream(
+        MemoryStore(ROW_LENGTHS, seed=3, trained_from=PROMPT_TOKENS[objective]),  # type: ignore[arg-type]
+        StreamOptions(batch_size=8, total_steps=STEPS, atom_tokens=64, seed=7),
+    )
+    options = TrainerOptions(
+        total_steps=STEPS, learning_rate=RATES[adapter], warmup_steps=1, checkpoint_every=STEPS + 1
+    )
+    recorder = Recorder()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            checkpoints = CheckpointFolder(Path(folder), "golden")
+            parts = (model, build_objective(objective()), scope, stream, options, checkpoints)
+            Trainer(*parts, hooks=[recorder]).run()
+    finally:
+        torch.set_num_threads(threads)
+    return [facts.loss for facts in recorder.facts]
