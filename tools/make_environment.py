@@ -17,8 +17,10 @@ OLDEST = (2, 11)
 
 def main() -> None:
     """Make the environment, then put torch into it."""
-    if sys.version_info < (3, 11):
-        sys.exit(f"Tunesmith needs Python 3.11 or newer; this is {sys.version.split()[0]}. Set PYTHON=… to another one.")
+    if sys.version_info < (3, 11):  # noqa: UP036 - it runs before anything has checked
+        sys.exit(
+            f"Tunesmith needs Python 3.11 or newer; this is {sys.version.split()[0]}. Set PYTHON=… to another one."
+        )
     folder = Path(sys.argv[1])
     lent = _lent_version()
     if not (folder / "pyvenv.cfg").exists():

@@ -47,7 +47,9 @@ FAULTS = [flip_a_bit, truncate, drop_a_file, drop_the_manifest, another_run]
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda item: item.__name__)
-def test_a_bad_checkpoint_is_set_aside_and_the_one_before_is_used(tmp_path: Path, fault: Callable[[Path], None]) -> None:
+def test_a_bad_checkpoint_is_set_aside_and_the_one_before_is_used(
+    tmp_path: Path, fault: Callable[[Path], None]
+) -> None:
     said: list[str] = []
     folder = CheckpointFolder(tmp_path, "run", say=lambda kind, text: said.append(f"{kind}: {text}"))
     folder.save(make(4))

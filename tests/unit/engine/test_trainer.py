@@ -63,11 +63,20 @@ def test_decay_moves_matrices_and_leaves_vectors_and_embeddings(tmp_path: Path) 
 def test_clipping_bounds_the_norm_that_the_optimiser_sees(tmp_path: Path) -> None:
     """SGD without momentum moves the weights by rate times the clipped gradient, whose norm is the bound."""
     trainer, recorder = make_trainer(
-        tmp_path, scope="full", optimiser="sgd", momentum=0.0, clip=0.01, weight_decay=0.0, total_steps=1, warmup_steps=0
+        tmp_path,
+        scope="full",
+        optimiser="sgd",
+        momentum=0.0,
+        clip=0.01,
+        weight_decay=0.0,
+        total_steps=1,
+        warmup_steps=0,
     )
     before = {name: tensor.clone() for name, tensor in trainer.adapter.state().items()}
     trainer.run()
-    moved = math.sqrt(sum(float((tensor - before[name]).pow(2).sum()) for name, tensor in trainer.adapter.state().items()))
+    moved = math.sqrt(
+        sum(float((tensor - before[name]).pow(2).sum()) for name, tensor in trainer.adapter.state().items())
+    )
     assert recorder.facts[0].grad_norm > 0.01
     assert moved == pytest.approx(trainer.options.learning_rate * 0.01, rel=1e-3)
 
