@@ -144,7 +144,7 @@ def test_a_plan_that_does_not_fit(desk: Path, call: Call, write: Write) -> None:
     assert said.json["error"]["exit_code"] == 3
     assert not (desk / "runs").exists()
     planned = call("plan", write(machine={"memory_gib": 0.05}), "--json").refuses(3)
-    assert planned.json["memory_bytes"] > 0.05 * 2**30
+    assert planned.json["memory"]["total_bytes"] > 0.05 * 2**30
 
 
 def _explodes(write: Write) -> str:

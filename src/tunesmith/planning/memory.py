@@ -61,8 +61,8 @@ class Memory:
         return sum(self.parts.values())
 
     def tensor_bytes(self, device: str) -> int:
-        """What a meter of the device sees: CUDA's counts tensors alone, not the context and its libraries."""
-        return self.total_bytes - (_RUNTIME_BYTES["cuda"] if device == "cuda" else 0)
+        """What a run's meter sees: growth from before the model was loaded, without Python, torch and CUDA's context."""
+        return self.total_bytes - _RUNTIME_BYTES[device]
 
     @property
     def fits(self) -> bool:

@@ -123,6 +123,7 @@ class _Job:
         self.doing = "preparing"
         self.has_begun = False
         self.model: Any = None
+        self.meter: MemoryMeter
         self.result_step = 0
         self.base: ModelFolder = base_of(recipe)
         self.data, self.renderer, notes = open_data(recipe, notify=progress.note)
@@ -164,6 +165,7 @@ class _Job:
         """Load the base, once it is known to fit: one that does not load leaves no run behind."""
         require_fit(self.plan)
         use_deterministic(self.settings.deterministic)
+        self.meter = MemoryMeter(torch.device(self.settings.device))
         self.model = load_base(self.base.path, self.settings)
 
     def open(self) -> None:
@@ -193,7 +195,6 @@ class _Job:
             self._say("note", note)
         self.run.set_status("running", steps=self.settings.total_steps)
         started = time.perf_counter()
-        meter = MemoryMeter(torch.device(self.settings.device))
         model = self.model
         machine = assemble(model, self.renderer, self.settings.context, self.recipe.evaluation.batch_tokens)
         scoring = Scoring(self.recipe.evaluation, self.data, self.renderer, self.recipe.seed, self.progress)
@@ -201,13 +202,13 @@ class _Job:
             self._say("note", note)
         self.doing = "scoring the base"
         base_card = self._base_card(scoring, machine)
-        meter.restart_peak()
+        self.meter.restart_peak()
         self.doing = "training"
         self.has_begun = True
         adapter = attach(model, self.recipe, self.settings)
         self._tell_untrained_ends(model)
         outcome = self._fit(model, adapter, machine)
-        peak = meter.peak_bytes()
+        peak = self.meter.peak_bytes()
         self._check_finite(machine)
         self.doing = "writing the result"
         self._write_result(adapter, model)
