@@ -101,8 +101,10 @@ class CheckpointFolder:
         return None
 
     def load(self, step: int) -> Checkpoint | None:
-        """One checkpoint, or None after setting it aside."""
+        """One checkpoint; None where there is none, or after setting a bad one aside."""
         folder = self.path / f"{step:08d}"
+        if not folder.is_dir():
+            return None
         fault = self.fault(folder)
         if fault:
             self._set_aside(folder, fault)

@@ -125,6 +125,7 @@ class Trainer:
                     self._report()
                 stopped = self._interval() or stopped
                 due = self.step % self.options.checkpoint_every == 0 or self.step == self.options.total_steps
+                due = due or self.step in self._best_steps()
                 if due or stopped or self._signal is not None:
                     self._report()
                     self.save()
@@ -256,9 +257,13 @@ class Trainer:
             "hooks": hooks,
             "controls": [control.state_dict() for control in self.controls],
         }  # fmt: skip
-        best = {int(item["best_step"]) for item in hooks if item.get("best_step")}
         checkpoint = Checkpoint(self.step, trained, self.optimiser.state(), state)
-        self.checkpoints.save(checkpoint, protect=frozenset(best))
+        self.checkpoints.save(checkpoint, protect=self._best_steps())
+
+    def _best_steps(self) -> frozenset[int]:
+        """Steps that a hook may want back at the end: each needs a checkpoint, whatever the cadence."""
+        states = (hook.state_dict() for hook in self.hooks)
+        return frozenset(int(state["best_step"]) for state in states if state.get("best_step"))
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint as if the run had never stopped."""

@@ -127,7 +127,9 @@ class _Export:
         adapter.merge(model.hf)
         merged_NV = _logits(model, documents)
         renderer, _ = renderer_of(self.recipe, self.base)
-        notes = write_model(folder, model.hf, self.base.path, dtype, template=renderer.template.source)
+        notes = write_model(
+            folder, model.hf, self.base.path, dtype, template=renderer.template.source, stop_ids=renderer.stop_ids
+        )
         if self.run.card_path.exists():
             shutil.copyfile(self.run.card_path, folder / "README.md")
         written_NV = _logits(load_model(folder), documents)

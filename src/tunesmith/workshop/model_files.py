@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,15 @@ def stored_dtype(folder: Path) -> torch.dtype:
     return {text: dtype for dtype, text in _NAMES.items()}.get(name, torch.float32)
 
 
-def write_model(folder: Path, hf: Any, base: Path, dtype: torch.dtype, *, template: str | None = None) -> list[str]:
+def write_model(
+    folder: Path,
+    hf: Any,
+    base: Path,
+    dtype: torch.dtype,
+    *,
+    template: str | None = None,
+    stop_ids: Collection[int] = (),
+) -> list[str]:
     """Write a module of transformers as a model folder; returns sentences to say aloud.
 
     Args:
@@ -35,6 +44,7 @@ def write_model(folder: Path, hf: Any, base: Path, dtype: torch.dtype, *, templa
         base: folder of the base, for its configuration and tokenizer.
         dtype: of the stored weights.
         template: chat template to store instead of the base's.
+        stop_ids: tokens that end an answer; ``generation_config.json`` names them, so that others stop there too.
     """
     state = {name: tensor.detach().to(dtype).cpu() for name, tensor in hf.state_dict().items()}
     hf.save_pretrained(folder, state_dict=state)
@@ -46,6 +56,18 @@ def write_model(folder: Path, hf: Any, base: Path, dtype: torch.dtype, *, templa
     for name in CARRIED:
         if (base / name).is_file():
             shutil.copyfile(base / name, folder / name)
+    if stop_ids:
+        _name_stops(folder / "generation_config.json", stop_ids)
     if template is not None:
         write_text(folder / "chat_template.jinja", template)
     return [f"config.json is written without `{field}`, which is not obeyed here" for field in dropped]
+
+
+def _name_stops(path: Path, stop_ids: Collection[int]) -> None:
+    """Add ``stop_ids`` to the end tokens of a generation config; a plain number where there is one."""
+    values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    there = values.get("eos_token_id")
+    known = there if isinstance(there, list) else [] if there is None else [there]
+    ends = [*known, *sorted(set(stop_ids) - set(known))]
+    values["eos_token_id"] = ends[0] if len(ends) == 1 else ends
+    write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")

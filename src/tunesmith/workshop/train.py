@@ -342,7 +342,7 @@ class _Job:
             if isinstance(adapter, LoraAdapter):
                 notes = write_adapter(folder, adapter, self.recipe.model.name)
             else:
-                notes = write_model(folder, model.hf, self.base.path, torch.float32)
+                notes = write_model(folder, model.hf, self.base.path, torch.float32, stop_ids=self.renderer.stop_ids)
         for note in notes:
             self._say("note", note)
 

@@ -117,3 +117,24 @@ def test_early_stopping_waits_and_remembers_the_best() -> None:
     assert said is not None
     assert "step 3" in said
     assert copy.best_step == 3
+
+
+def test_the_best_step_gets_a_checkpoint_of_its_own_between_the_due_ones(tmp_path: Path) -> None:
+    """Evaluations need not fall on checkpoints: the step that early stopping wants back is on disk all the same."""
+    trainer, _ = make_trainer(tmp_path, total_steps=12, checkpoint_every=5, evaluate_every=3)
+
+    class Best(Recorder):
+        best = 0
+
+        def at_interval(self, step: int) -> str | None:
+            self.best = 3 if step >= 3 else 0
+            return None
+
+        def state_dict(self) -> dict[str, object]:
+            return {"best_step": self.best}
+
+    trainer.hooks.append(Best())
+    trainer.run()
+    assert trainer.checkpoints.steps() == [3, 12]
+    assert trainer.checkpoints.load(3) is not None
+    assert trainer.checkpoints.load(4) is None
