@@ -69,7 +69,9 @@ def train(terminal: Terminal, recipe: str, overrides: tuple[str, ...], folder: P
 
 def _headline(run: Run) -> list[str]:
     path = run.folder / "scorecards" / "comparison.json"
-    return headline(read_json(path) if path.exists() else None, run.scorecards)
+    status = run.folder / "status.json"
+    seconds = read_json(status).get("seconds") if status.exists() else None
+    return headline(read_json(path) if path.exists() else None, run.scorecards, seconds=seconds)
 
 
 def _status(folder: Path) -> dict[str, Any] | None:

@@ -47,7 +47,7 @@ class TrainingSection(Section):
     warmup: float | int = Field(default=0.03, ge=0)
     """Below 1: share of all steps; an integer: steps."""
     decay_share: float = Field(default=0.2, gt=0.0, le=1.0)
-    """Share of steps in which ``wsd`` falls to zero."""
+    """Share of the steps after warm-up in which ``wsd`` falls to zero."""
     weight_decay: float = Field(default=0.01, ge=0.0)
     """Decoupled decay of matrices; vectors (norms, biases) and embeddings are not decayed."""
     clip: float | None = Field(default=1.0, gt=0.0)

@@ -218,7 +218,8 @@ class _Job:
         if scoring.tasks:
             write_json(self.run.comparison_path, compare(base_card, tuned_card).to_json())
         else:
-            self._say("not_compared", "no row is held out for a task: whether the run helped is not measured")
+            why = "no task is asked for" if self.recipe.evaluation.tasks == [] else "no row is held out for a task"
+            self._say("not_compared", f"{why}: whether the run helped is not measured")
         self.doing = "writing the report"
         self._finish(outcome, peak, time.perf_counter() - started)
 
