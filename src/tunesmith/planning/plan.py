@@ -52,6 +52,7 @@ class Plan:
         price: money, where an hour's price is stated.
         speed_key: where to record the measured speed of this run.
         notes: sentences to say aloud.
+        run_tokens: tokens of all steps, counted in their order; None where they are estimated.
         source: the recipe as it was written; not part of the JSON.
     """
 
@@ -71,6 +72,7 @@ class Plan:
     price: dict[str, float] | None
     speed_key: SpeedKey
     notes: list[str] = field(default_factory=list)
+    run_tokens: int | None = None
     source: Recipe | None = field(default=None, compare=False, repr=False)
 
     @property
@@ -82,6 +84,8 @@ class Plan:
     @property
     def total_tokens(self) -> int:
         """Tokens that pass the model in training, all epochs."""
+        if self.run_tokens is not None:
+            return self.run_tokens
         return round(self.data.tokens * passes(self.settings))
 
     def to_json(self) -> dict[str, Any]:
@@ -93,7 +97,8 @@ class Plan:
             "disk_bytes": sum(self.disk.values()), "data": self.data.to_json(), "settings": self.settings.to_json(),
             "flops": self.flops, "time": self.time.to_json() if self.time else None, "energy": self.energy,
             "price": self.price, "speed_key": vars(self.speed_key), "notes": list(self.notes),
-            "steps": self.settings.total_steps, "tokens": self.total_tokens, "memory_bytes": self.memory.tensor_bytes(self.settings.device),
+            "steps": self.settings.total_steps, "tokens": self.total_tokens, "run_tokens": self.run_tokens,
+            "memory_bytes": self.memory.tensor_bytes(self.settings.device),
             "energy_wh": self.energy["watt_hours"] if self.energy else None,
             "cost": self.price["amount"] if self.price else None,
         }  # fmt: skip
@@ -118,6 +123,7 @@ class Plan:
             price=values["price"],
             speed_key=SpeedKey(**values["speed_key"]),
             notes=list(values["notes"]),
+            run_tokens=values["run_tokens"],
         )
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
+from tunesmith.data.ordering import epoch_order
 from tunesmith.data.prepared import Prepared
 from tunesmith.planning.plan import Plan, make_plan
 from tunesmith.planning.settings import Counts, counts_of_lengths
@@ -25,12 +28,27 @@ def exact_counts(recipe: Recipe, data: Prepared) -> Counts:
 def plan_recipe(recipe: Recipe) -> Plan:
     """Plan a recipe: counts from the cache if there is one, else estimated."""
     data, _, _ = cached_data(recipe)
-    return make_plan(recipe, counts=exact_counts(recipe, data) if data is not None else None)
+    return plan_with_data(recipe, data) if data is not None else make_plan(recipe)
 
 
 def plan_with_data(recipe: Recipe, data: Prepared) -> Plan:
     """Plan a recipe whose data is prepared: every count is exact."""
-    return make_plan(recipe, counts=exact_counts(recipe, data))
+    plan = make_plan(recipe, counts=exact_counts(recipe, data))
+    return replace(plan, run_tokens=_run_tokens(plan, recipe, data))
+
+
+def _run_tokens(plan: Plan, recipe: Recipe, data: Prepared) -> int:
+    """Tokens of all steps in their order: whole epochs, then as many steps of the next as are left."""
+    weights = np.asarray([source.weight for source in recipe.data.train])
+    per_row = None if np.all(weights == 1.0) else weights[np.asarray(data.train.sources)]
+    lengths = np.asarray(data.train.lengths)
+    left, epoch, tokens = plan.settings.total_steps, 0, 0
+    while left > 0:
+        order = epoch_order(data.train.num_rows, recipe.seed, epoch, per_row)[: left * plan.settings.batch_size]
+        tokens += int(lengths[order].sum())
+        left -= max(1, -(-len(order) // plan.settings.batch_size))
+        epoch += 1
+    return tokens
 
 
 def remember_speed(plan: Plan, seconds: float, steps: int) -> None:
