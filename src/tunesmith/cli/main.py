@@ -39,9 +39,7 @@ def tunesmith() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit."""
-    # Set before torch is loaded: OpenMP's threads otherwise spin while they wait, and a machine that others
-    # use as well slows down by a factor of two to ten.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    _wait_politely()
     # Nothing is ever fetched at run time.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     for stream in (sys.stdout, sys.stderr):
@@ -53,6 +51,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:
         code = _reader_left()
     sys.exit(code)
+
+
+def _wait_politely() -> None:
+    """On a machine that is busy already, let OpenMP's threads sleep while they wait; set before torch is loaded.
+
+    Spinning threads win a quarter where nobody else computes, and lose a factor of two or more where somebody does.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        if os.getloadavg()[0] > 0.75 * (os.cpu_count() or 1):
+            os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def run(arguments: Sequence[str] | None = None) -> int:

@@ -42,7 +42,7 @@ def demo_recipe() -> Recipe:
         "model": DEFAULT_MODEL,
         "data": {"train": [source("train")], "validation": [source("validation")], "test": [source("test")]},
         "adapter": {"type": "lora", "rank": 16, "also_train": ["*embed_tokens*"]},
-        "training": {"epochs": 4, "batch_size": 16, "learning_rate": 1.5e-3, "evaluate_every": 80, "samples": 2},
+        "training": {"epochs": 3, "batch_size": 16, "learning_rate": 1.5e-3, "evaluate_every": 60, "samples": 2},
         "evaluation": {"preserve": ["general", "completions", "instructions"]},
     }
     return parse(values, source="demo").placed(HELPDESK)

@@ -32,6 +32,7 @@ def environment(folder: Path) -> dict[str, Any]:
         "device_name": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "openmp_wait_policy": os.environ.get("OMP_WAIT_POLICY", "default"),
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "recipe_folder": str(folder.resolve()),
     }
