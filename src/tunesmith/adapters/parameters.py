@@ -8,24 +8,16 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
-from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
 
 from tunesmith.adapters.lora_layer import LoraWeights
 from tunesmith.errors import RecipeError, RunError
+from tunesmith.models.names import matches
 from tunesmith.types import ParamGroup
 
 _SHOWN = 40
-
-
-def matches(name: str, pattern: str) -> bool:
-    """Whether a glob fits the full dotted name, or as many of its last components as the glob has."""
-    if fnmatchcase(name, pattern):
-        return True
-    num_components = pattern.count(".") + 1
-    return fnmatchcase(".".join(name.split(".")[-num_components:]), pattern)
 
 
 def own_names(model: nn.Module) -> dict[str, nn.Parameter]:

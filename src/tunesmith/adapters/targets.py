@@ -12,57 +12,11 @@ from collections.abc import Sequence
 from torch import nn
 
 from tunesmith.adapters.lora_layer import is_linear, widths
-from tunesmith.adapters.parameters import matches, suggest, summarise
+from tunesmith.adapters.parameters import suggest, summarise
 from tunesmith.errors import RecipeError
+from tunesmith.models.names import in_attention, in_feed_forward, matches
 
 WHERE = "adapter.targets"
-_ATTENTION_NAMES = frozenset(
-    [
-        "q_proj",
-        "k_proj",
-        "v_proj",
-        "o_proj",
-        "qkv_proj",
-        "c_attn",
-        "query_key_value",
-        "out_proj",
-        "Wqkv",
-        "in_proj",
-        "q_a_proj",
-        "q_b_proj",
-        "kv_a_proj_with_mqa",
-        "kv_b_proj",
-        "query",
-        "key",
-        "value",
-    ]
-)
-_FEED_FORWARD_PARENTS = frozenset(
-    ["mlp", "ffn", "feed_forward", "feedforward", "experts", "shared_expert", "shared_experts", "block_sparse_moe"]
-)
-_FEED_FORWARD_NAMES = frozenset(
-    [
-        "gate_proj",
-        "up_proj",
-        "down_proj",
-        "gate_up_proj",
-        "c_fc",
-        "fc1",
-        "fc2",
-        "fc_in",
-        "fc_out",
-        "dense_h_to_4h",
-        "dense_4h_to_h",
-        "w1",
-        "w2",
-        "w3",
-        "wi",
-        "wo",
-        "wi_0",
-        "wi_1",
-    ]
-)
-_ROUTERS = frozenset(["gate", "router", "shared_expert_gate"])
 
 
 def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
@@ -89,22 +43,6 @@ def resolve(model: nn.Module, targets: Sequence[str]) -> list[str]:
             raise _nothing(model, layers, target)
         chosen.update(found)
     return [name for name in layers if name in chosen]
-
-
-def in_attention(name: str) -> bool:
-    """Whether a linear layer of this dotted name belongs to attention."""
-    *parents, last = name.split(".")
-    if any("attn" in parent.lower() or "attention" in parent.lower() for parent in parents):
-        return True
-    return last in _ATTENTION_NAMES and not _FEED_FORWARD_PARENTS.intersection(parents)
-
-
-def in_feed_forward(name: str) -> bool:
-    """Whether a linear layer of this dotted name belongs to a feed-forward block; routers of experts do not."""
-    *parents, last = name.split(".")
-    if in_attention(name) or last in _ROUTERS:
-        return False
-    return last in _FEED_FORWARD_NAMES or bool(_FEED_FORWARD_PARENTS.intersection(parents))
 
 
 _KEYWORDS = {"all-linear": lambda name: True, "attention": in_attention, "feed-forward": in_feed_forward}
