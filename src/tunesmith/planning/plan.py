@@ -27,7 +27,7 @@ from tunesmith.recipe.root import Recipe
 
 _UNKNOWN_TIME = (
     "The time is not known yet: no training was measured on this machine. Train twenty steps "
-    "(`tunesmith train RECIPE training.max_steps=20`) and plan again, or state `machine.tflops`."
+    "(`tunesmith train RECIPE training.epochs=null training.max_steps=20 --run runs/speed`) and plan again, or state `machine.tflops`."
 )
 
 
