@@ -14,10 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 from tunesmith.errors import ModelError
 from tunesmith.models.causal_lm import CausalLM
-
-DROPPED_FIELDS = ("auto_map", "attn_implementation", "_attn_implementation", "kernel_config", "quantization_config")
-"""Fields of a downloaded config that could run code or choose kernels; they are dropped, not obeyed."""
-
+from tunesmith.models.facts import DROPPED_FIELDS
 
 _TESTED = "tested families: Llama, Qwen 2 and 3, Mistral, Gemma, Phi, GPT-2"
 _BELONG = "config.json and weights do not belong together, or the folder is incomplete: copy the whole folder again"

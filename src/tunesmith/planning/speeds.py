@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median, stdev
 from typing import Any
 
+from tunesmith.data.cache_key import cache_root
 from tunesmith.files import write_json
 
 _FILE = "speeds.json"
@@ -48,10 +48,8 @@ class Speed:
 
 
 def cache_file() -> Path:
-    """Where speeds are kept: TUNESMITH_CACHE, else XDG_CACHE_HOME/tunesmith, else ~/.cache/tunesmith."""
-    own, shared = os.environ.get("TUNESMITH_CACHE"), os.environ.get("XDG_CACHE_HOME")
-    folder = Path(own) if own else (Path(shared) if shared else Path.home() / ".cache") / "tunesmith"
-    return folder / _FILE
+    """Where speeds are kept: beside the token cache."""
+    return cache_root() / _FILE
 
 
 def record(key: SpeedKey, flops_per_second: float, path: Path | None = None) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from tunesmith.files import write_text
-from tunesmith.models.loading import DROPPED_FIELDS
+from tunesmith.models.facts import DROPPED_FIELDS
 
 CARRIED = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
