@@ -66,16 +66,18 @@ def ledger_lines(prepared: Prepared) -> list[str]:
 
 
 def _token_lines(ledger: Ledger) -> list[str]:
+    in_all = {"tokens": ledger.tokens, "trained": ledger.trained_tokens}
     rows = [
-        ("tokens", count(ledger.tokens), ""),
-        ("trained", count(ledger.trained_tokens), f"{percent(ledger.share_trained)} of them are targets of the loss"),
+        (role, count(part["tokens"]), count(part["trained"]), percent(part["trained"] / part["tokens"]), "")
+        for role, part in [*ledger.tokens_by_role.items(), ("in all", in_all)]
     ]
-    for role, tokens in ledger.tokens_by_role.items():
-        share = tokens["trained"] / tokens["tokens"] if tokens["tokens"] else 0.0
-        rows.append((f"  {role}", count(tokens["tokens"]), f"{percent(share)} trained"))
     lengths = ledger.lengths
     spread = f"shortest {count(lengths.min)}, median {count(lengths.median)}, 95 % up to {count(lengths.p95)}, longest {count(lengths.max)}"
-    return ["tokens of the training rows:", *table(rows, right=(1,)), f"  a row: {spread}"]
+    return [
+        "tokens of the training rows, and which of them are targets of the loss:",
+        *table(rows, head=("role", "tokens", "trained", "share", ""), right=(1, 2, 3)),
+        f"  a row: {spread}",
+    ]
 
 
 def _source_lines(ledger: Ledger) -> list[str]:

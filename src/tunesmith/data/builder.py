@@ -23,6 +23,7 @@ from tunesmith.data.reading import ReadRow, SourceFiles, read
 from tunesmith.data.row_codec import rejected_to_json, row_to_json, to_line
 from tunesmith.data.splitting import input_key
 from tunesmith.data.store import StoreWriter, TokenStore
+from tunesmith.data.token_roles import RoleTally
 from tunesmith.errors import DataError
 from tunesmith.files import write_json
 from tunesmith.recipe.root import Recipe
@@ -31,7 +32,7 @@ from tunesmith.records import RawRow, Record, Rejected, Row
 PROGRESS_ROWS = 20_000
 
 
-class RowTokens(Protocol):
+class ExaminedRow(Protocol):
     """A rendered record."""
 
     @property
@@ -44,20 +45,26 @@ class RowTokens(Protocol):
         """For each token, whether it is a target of the loss."""
         ...
 
+    @property
+    def roles(self) -> bytes:
+        """For each token, the code of its role; see ``token_roles``."""
+        ...
+
+    @property
+    def warnings(self) -> Sequence[str]:
+        """Sentences that hold for the record, without its values: equal ones are counted over rows."""
+        ...
+
 
 class RowRenderer(Protocol):
     """What preparing needs of a renderer; ``rendering.Renderer`` is one."""
 
-    def render(self, record: Record) -> RowTokens:
-        """Ids and mask. Raises BadRow for a faulty record."""
+    def examine(self, record: Record) -> ExaminedRow:
+        """Ids, mask, roles and warnings. Raises BadRow for a faulty record."""
         ...
 
     def reference(self, record: Record) -> str:
         """The answer that a record asks for."""
-        ...
-
-    def warnings(self, record: Record) -> Sequence[str]:
-        """Sentences that hold for a record, without its values: equal ones are counted over rows."""
         ...
 
     def fingerprint(self) -> str:
@@ -89,6 +96,7 @@ class Builder:
         self._overlong = Overlong(recipe.data.overlong, context)
         self._splitter = Splitter(recipe.data)
         self._labels = LabelCounter(renderer.reference)
+        self._roles = RoleTally()
         self._duplicates: dict[tuple[Split, Split], int] = {}
         self._warnings: dict[str, int] = {}
         self._found: list[dict[str, int]] = []
@@ -169,17 +177,19 @@ class Builder:
             return Rejected(
                 row.origin, f"duplicate_of_{repeated}", f"its input is also in a {repeated} row", item.raw.values
             )
-        rendered = self._renderer.render(row.record)
+        rendered = self._renderer.examine(row.record)
         if not any(rendered.trained[1:]):
             raise BadRow("nothing_trained", "no token of the row is a target of the loss")
-        pieces = self._overlong.fit(row, rendered.ids, rendered.trained)
+        pieces = self._overlong.fit(row, rendered.ids, rendered.trained, rendered.roles)
         if not pieces:
             detail = f"{len(rendered.ids):,} tokens, the context is {self._context:,}"
             return Rejected(row.origin, "overlong", detail, item.raw.values)
-        for warning in self._renderer.warnings(row.record):
+        for warning in rendered.warnings:
             self._warnings[warning] = self._warnings.get(warning, 0) + 1
         for piece in pieces:
             self._writer(split).add(row, piece.ids, piece.trained, piece.window)
+            if split == "train":
+                self._roles.add(piece.roles, piece.trained)
         self._account(row, split, count, key if source.role == split else None)
         return None
 
@@ -242,6 +252,7 @@ class Builder:
     def _close_ledger(self) -> None:
         ledger, store = self._ledger, TokenStore(self._folder / "train")
         ledger.tokens, ledger.trained_tokens = store.num_tokens, store.num_trained
+        ledger.tokens_by_role = self._roles.to_json()
         ledger.windows, ledger.lengths = store.num_rows, summarise(store.lengths)
         ledger.notes = [
             *format_notes(self._sources, self._found, ledger.per_source),
@@ -251,5 +262,5 @@ class Builder:
             *reject_notes(ledger, self._context),
             *split_notes(ledger),
         ]
-        if not ledger.balanced:
+        if not (ledger.balanced and ledger.balanced_tokens):
             raise RuntimeError(f"the ledger does not add up: {ledger}")

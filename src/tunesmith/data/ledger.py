@@ -59,7 +59,8 @@ class Ledger:
         notes: every sentence that must be said about the data.
         per_source: the same account by source.
         lengths: of the training rows.
-        tokens_by_role: role -> ``{"tokens", "trained"}`` of the training rows; empty where the renderer does not tell.
+        tokens_by_role: role -> ``{"tokens", "trained"}`` of the training rows, see ``token_roles``; the sums are ``tokens``
+            and ``trained_tokens``.
     """
 
     rows_in: int = 0
@@ -82,6 +83,13 @@ class Ledger:
         whole = self.rows_in == self.trained + self.held_out + sum(self.rejected.values())
         parts = all(item.rows_in == item.trained + item.held_out + item.rejected for item in self.per_source)
         return whole and parts and self.held_out == self.validation_rows + self.test_rows
+
+    @property
+    def balanced_tokens(self) -> bool:
+        """Whether every token of the training rows, and every trained one, is accounted to a role."""
+        roles = self.tokens_by_role.values()
+        tokens, trained = (sum(role[key] for role in roles) for key in ("tokens", "trained"))
+        return tokens == self.tokens and trained == self.trained_tokens
 
     @property
     def faults(self) -> int:

@@ -25,6 +25,7 @@ class Piece:
 
     ids: Sequence[int]
     trained: Sequence[bool]
+    roles: bytes
     window: int = WHOLE
 
 
@@ -46,23 +47,23 @@ class Overlong:
         self.num_windows = 0
         self.num_truncated = 0
 
-    def fit(self, row: Row, ids: Sequence[int], trained: Sequence[bool]) -> list[Piece]:
+    def fit(self, row: Row, ids: Sequence[int], trained: Sequence[bool], roles: bytes) -> list[Piece]:
         """Pieces of the row that fit the context; none where the policy leaves it out.
 
         Raises:
             DataError: the policy is ``split`` and the row is not a plain document.
         """
         if len(ids) <= self._context:
-            return [Piece(ids, trained)]
+            return [Piece(ids, trained, roles)]
         policy = self._policy or default_policy(row.record)
         if policy == "split":
-            return self._split(row, ids, trained)
+            return self._split(row, ids, trained, roles)
         if policy == "truncate":
             # The first token has nothing before it: trained or not, it gives no target.
             if not any(trained[1 : self._context]):
                 return []
             self.num_truncated += 1
-            return [Piece(ids[: self._context], trained[: self._context])]
+            return [Piece(ids[: self._context], trained[: self._context], roles[: self._context])]
         if policy == "error":
             self.num_refused += 1
             self._longest = max(self._longest, len(ids))
@@ -70,7 +71,7 @@ class Overlong:
                 self._refused.append((row, len(ids)))
         return []
 
-    def _split(self, row: Row, ids: Sequence[int], trained: Sequence[bool]) -> list[Piece]:
+    def _split(self, row: Row, ids: Sequence[int], trained: Sequence[bool], roles: bytes) -> list[Piece]:
         if not isinstance(row.record, Text):
             raise DataError(
                 f"a conversation of {len(ids):,} tokens is longer than the context of {self._context:,}, "
@@ -81,7 +82,10 @@ class Overlong:
         cuts = windows(len(ids), self._context)
         self.num_split += 1
         self.num_windows += len(cuts)
-        return [Piece(ids[start:end], trained[start:end], number) for number, (start, end) in enumerate(cuts)]
+        return [
+            Piece(ids[start:end], trained[start:end], roles[start:end], number)
+            for number, (start, end) in enumerate(cuts)
+        ]
 
     def check(self) -> None:
         """Raise DataError where rows were refused: names the first, their lengths, the context and the policies."""

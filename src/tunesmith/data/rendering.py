@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 from tunesmith.data.bad_row import BadRow
 from tunesmith.data.chat_template import (
@@ -29,7 +30,9 @@ from tunesmith.data.chat_template import (
 )
 from tunesmith.data.dialogue import called_names, messages_of, must_answer
 from tunesmith.data.joining import NoBorder, join
+from tunesmith.data.masks import trained_tokens
 from tunesmith.data.template_habits import Habits, learn_habits, prompt_text
+from tunesmith.data.token_roles import conversation_roles, document_roles
 from tunesmith.data.tokenizer import Offsets, Tokenizer, stop_ids_of
 from tunesmith.data.tools_text import written_out
 from tunesmith.data.turns import Conversation, LostTurn
@@ -54,6 +57,33 @@ class Rendered:
     ids: list[int]
     trained: list[bool]
     text: str
+
+
+@dataclass(frozen=True)
+class Examined:
+    """A row for the model and for the account.
+
+    Attributes:
+        ids: token ids, T of them.
+        trained: per token, whether it is a target of the loss.
+        roles: per token, the code of its role (``token_roles.TOKEN_ROLES``).
+        warnings: sentences that hold for the row, without its values: equal sentences can be counted over rows.
+    """
+
+    ids: list[int]
+    trained: list[bool]
+    roles: bytes
+    warnings: list[str]
+
+
+class _Answered(NamedTuple):
+    """A rendered conversation with what its tokens were made from."""
+
+    rendered: Rendered
+    conversation: Conversation
+    last: Span
+    offsets: Offsets
+    written: list[str]
 
 
 class Renderer:
@@ -156,19 +186,26 @@ class Renderer:
         Raises:
             BadRow: empty_text, no_answer, empty_answer, template_failed, nothing_trained, wrong_type.
         """
+        return self._document(record) if isinstance(record, Text) else self._answered(record).rendered
+
+    def examine(self, record: Record) -> Examined:
+        """The same, with whose each token is and what should be said about the row.
+
+        Raises:
+            BadRow: as ``render``.
+        """
+        inside = self.special_tokens_inside(record)
+        said = (
+            ["the text itself contains special tokens of the model: they are encoded as those tokens"] if inside else []
+        )
         if isinstance(record, Text):
-            return self._document(record)
-        messages, tools = self._conversation(record)
-        must_answer(messages)
-        conversation = self._rendered(messages, tools)
-        start, end = self._answer_span(conversation)
-        ids, offsets, _ = self._join(conversation.text[:start], conversation.text[start:end])
-        trained = self._mask(conversation, offsets, (start, end))
-        if not any(trained):
-            raise BadRow(
-                "nothing_trained", "no token of this row is trained: every turn is masked by its flags or by loss_on"
-            )
-        return Rendered(ids, trained, conversation.text[:end])
+            document = self._document(record)
+            return Examined(document.ids, document.trained, document_roles(len(document.ids)), said)
+        found = self._answered(record)
+        roles, doubts = conversation_roles(found.conversation, found.last, found.offsets)
+        if isinstance(record, Chat):
+            said += found.written + found.conversation.omissions()
+        return Examined(found.rendered.ids, found.rendered.trained, roles, said + doubts)
 
     def prompt_text(self, record: Record) -> str:
         """Everything before the last answer, generation prompt included; all turns where the last is not an answer.
@@ -178,7 +215,7 @@ class Renderer:
         """
         if isinstance(record, Text):
             return ""
-        messages, tools = self._conversation(record)
+        messages, tools, _ = self._conversation(record)
         before = messages[:-1] if messages and messages[-1].role == "assistant" else messages
         try:
             return prompt_text(self.template, self._habits, before, tools)
@@ -199,7 +236,7 @@ class Renderer:
         """
         if isinstance(record, Text):
             raise BadRow("wrong_type", "a plain document has no answer")
-        messages, tools = self._conversation(record)
+        messages, tools, _ = self._conversation(record)
         if messages and messages[-1].role == "assistant":
             turns = (*messages[:-1], replace(messages[-1], content=answer))
         else:
@@ -218,7 +255,7 @@ class Renderer:
             return record.text
         if isinstance(record, Labelled):
             return record.label
-        messages, _ = self._conversation(record)
+        messages, _, _ = self._conversation(record)
         answers = [message.content for message in messages if message.role == "assistant"]
         return answers[-1] if answers else ""
 
@@ -231,20 +268,6 @@ class Renderer:
             return []
         texts = [record.text] if isinstance(record, Text) else [message.content for message in messages_of(record)]
         return sorted({match for text in texts for match in self._special_pattern.findall(text)})
-
-    def warnings(self, record: Record) -> list[str]:
-        """Sentences that hold for this record, without its values: equal sentences can be counted over rows."""
-        said: list[str] = []
-        if self.special_tokens_inside(record):
-            said.append("the text itself contains special tokens of the model: they are encoded as those tokens")
-        if isinstance(record, Chat):
-            messages, tools, written = written_out(self.template, record.messages, record.tools)
-            said += written
-            try:
-                said += Conversation(self.template, self._habits, messages, tools).omissions()
-            except TemplateError:
-                return said
-        return said
 
     @cached_property
     def _special_pattern(self) -> re.Pattern[str] | None:
@@ -279,10 +302,25 @@ class Renderer:
             raise BadRow("nothing_trained", "the document is a single token, which nothing predicts")
         return Rendered(ids, [False] + [True] * (len(ids) - 1), record.text)
 
-    def _conversation(self, record: Chat | Labelled) -> tuple[tuple[Message, ...], Tools | None]:
+    def _answered(self, record: Chat | Labelled) -> _Answered:
+        messages, tools, written = self._conversation(record)
+        must_answer(messages)
+        conversation = self._rendered(messages, tools)
+        start, end = last = self._answer_span(conversation)
+        ids, offsets, _ = self._join(conversation.text[:start], conversation.text[start:end])
+        try:
+            trained = trained_tokens(conversation, self.objective, last, offsets)
+        except LostTurn as error:
+            raise BadRow("template_failed", str(error)) from None
+        if not any(trained):
+            raise BadRow(
+                "nothing_trained", "no token of this row is trained: every turn is masked by its flags or by loss_on"
+            )
+        return _Answered(Rendered(ids, trained, conversation.text[:end]), conversation, last, offsets, written)
+
+    def _conversation(self, record: Chat | Labelled) -> tuple[tuple[Message, ...], Tools | None, list[str]]:
         tools = record.tools if isinstance(record, Chat) else None
-        messages, left, _ = written_out(self.template, messages_of(record), tools)
-        return messages, left
+        return written_out(self.template, messages_of(record), tools)
 
     def _rendered(self, messages: Sequence[Message], tools: Tools | None) -> Conversation:
         try:
@@ -313,39 +351,6 @@ class Renderer:
             return conversation.answer(last)
         except LostTurn as error:
             raise BadRow("template_failed", str(error)) from None
-
-    def _mask(self, conversation: Conversation, offsets: Offsets, last: Span) -> list[bool]:
-        if isinstance(self.objective, ClmSection) or self.objective.loss_on == "everything":
-            spans: list[Span] = [(0, last[1])]
-        else:
-            try:
-                spans = self._spans(conversation, last)
-            except LostTurn as error:
-                raise BadRow("template_failed", str(error)) from None
-        trained = [any(start <= begin < end for start, end in spans) for begin, _ in offsets]
-        trained[:1] = [False]
-        return trained
-
-    def _spans(self, conversation: Conversation, last: Span) -> list[Span]:
-        """Characters to train: answers whole, contents of the other roles."""
-        chosen = [index for index in range(len(conversation.messages)) if self._wants(conversation.messages, index)]
-        answers = [index for index in chosen if conversation.messages[index].role == "assistant"]
-        others = [
-            span for index in chosen if index not in answers and (span := conversation.content(index)) is not None
-        ]
-        if conversation.marks is not None:
-            return others + (conversation.marks_of(answers) if answers else [])
-        final = len(conversation.messages) - 1
-        return others + [last if index == final else conversation.answer(index) for index in answers]
-
-    def _wants(self, messages: Sequence[Message], index: int) -> bool:
-        message = messages[index]
-        if message.train is not None:
-            return message.train
-        loss_on = self.objective.loss_on if isinstance(self.objective, SftSection) else "everything"
-        if loss_on == "all_turns":
-            return True
-        return message.role == "assistant" and (loss_on == "responses" or index == len(messages) - 1)
 
     def _join(self, prompt: str, rest: str) -> tuple[list[int], Offsets, int]:
         try:

@@ -22,8 +22,8 @@ from tunesmith.errors import RunError
 from tunesmith.files import read_json, write_json
 from tunesmith.records import Origin, Row
 
-STORE_VERSION = 1
-"""Part of the cache key: raise it whenever stored bytes, formats or splits would come out differently."""
+STORE_VERSION = 2
+"""Part of the cache key: raise it whenever stored bytes, formats, splits or the account would come out differently."""
 
 WHOLE = -1
 """Window number of a row that was not cut."""

@@ -61,6 +61,7 @@ class Conversation:
         self._tools = tools
         self.text, self.marks = template.render_with_spans(self.messages, tools)
         self._places: dict[int, Place | None] | None = None
+        self._answers: dict[int, Span] = {}
 
     @property
     def places(self) -> dict[int, Place | None]:
@@ -111,6 +112,11 @@ class Conversation:
         Raises:
             LostTurn: beginning or end is not certain.
         """
+        if index not in self._answers:
+            self._answers[index] = self._answer(index)
+        return self._answers[index]
+
+    def _answer(self, index: int) -> Span:
         start = self._start(index)
         end = self._end(index, start)
         for other in range(len(self.messages)):
@@ -145,9 +151,9 @@ class Conversation:
     def stretched(self, span: Span) -> Span:
         """The span, with the end-of-turn token directly behind it."""
         for end in self._habits.ends:
-            match = re.match(r"\s*" + re.escape(end), self.text[span[1] :])
+            match = re.compile(r"\s*" + re.escape(end)).match(self.text, span[1])
             if match:
-                return span[0], span[1] + match.end()
+                return span[0], match.end()
         return span
 
     def _marks_before(self, index: int, *, first: bool) -> int:

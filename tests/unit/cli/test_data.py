@@ -21,6 +21,10 @@ def test_check_accounts_for_every_row(call: Call, recipe: Path) -> None:
     found = said.json
     assert (found["rows_in"], found["trained"], found["held_out"], found["rejected"]) == (3, 3, 0, {})
     assert 0 < found["trained_tokens"] < found["tokens"]
+    roles = found["tokens_by_role"]
+    assert list(roles) == ["user", "assistant", "template"]
+    assert sum(role["tokens"] for role in roles.values()) == found["tokens"]
+    assert roles["assistant"] == {"tokens": found["trained_tokens"], "trained": found["trained_tokens"]}
 
 
 def test_check_for_people(call: Call, recipe: Path) -> None:
@@ -28,6 +32,13 @@ def test_check_for_people(call: Call, recipe: Path) -> None:
     assert said.code == 0, said.err
     assert "rows in   3" in said.out
     assert "prompt-completion" in said.out
+    found = call("data", "check", str(recipe), "--json").json
+    table = [line.split() for line in said.out.splitlines()]
+    answers = str(found["trained_tokens"])
+    assert ["assistant", answers, answers, "100.0", "%"] in table
+    assert ["user", str(found["tokens_by_role"]["user"]["tokens"]), "0", "0.0", "%"] in table
+    share = f"{100 * found['share_trained']:.1f}"
+    assert ["in", "all", str(found["tokens"]), answers, share, "%"] in table
 
 
 def test_check_counts_rejects(call: Call, recipe: Path) -> None:

@@ -30,6 +30,7 @@ from tunesmith.data.prepare import load_cached, prepare
 from tunesmith.data.prepared import Prepared
 from tunesmith.data.splitting import input_key
 from tunesmith.data.store import TokenStore
+from tunesmith.data.token_roles import TOKEN_ROLES
 from tunesmith.errors import DataError
 from tunesmith.recipe.codec import parse
 from tunesmith.recipe.root import Recipe
@@ -37,9 +38,11 @@ from tunesmith.records import Labelled, Record, Text
 
 
 @dataclass(frozen=True)
-class Rendered:
+class Examined:
     ids: list[int]
     trained: list[bool]
+    roles: bytes
+    warnings: list[str]
 
 
 class WordRenderer:
@@ -49,7 +52,7 @@ class WordRenderer:
         self.mark = mark
         self.calls = 0
 
-    def render(self, record: Record) -> Rendered:
+    def examine(self, record: Record) -> Examined:
         self.calls += 1
         if isinstance(record, Text):
             question, answer = "", record.text
@@ -62,14 +65,14 @@ class WordRenderer:
             raise BadRow("template_failed", "boom")
         words = question.split() + answer.split()
         trained = [False] * len(question.split()) + ["MUTE" not in question] * len(answer.split())
-        return Rendered([len(word) for word in words], trained)
+        asked, said = ("user", "assistant") if question else ("text", "text")
+        codes = [TOKEN_ROLES.index(asked)] * len(question.split()) + [TOKEN_ROLES.index(said)] * len(answer.split())
+        warnings = ["it asks twice"] if "again" in str(record) else []
+        return Examined([len(word) for word in words], trained, bytes(codes), warnings)
 
     def reference(self, record: Record) -> str:
         assert not isinstance(record, Text)
         return record.label if isinstance(record, Labelled) else record.messages[-1].content
-
-    def warnings(self, record: Record) -> list[str]:
-        return ["it asks twice"] if "again" in str(record) else []
 
     def fingerprint(self) -> str:
         return self.mark
@@ -187,6 +190,7 @@ def test_the_ledger_counts_tokens_lengths_and_sources(bench: Bench) -> None:
     bench.jsonl("test.jsonl", [chat("x y", "z")])
     ledger = bench.prepare(test="test.jsonl").ledger
     assert (ledger.tokens, ledger.trained_tokens, ledger.share_trained) == (10, 4, 0.4)
+    assert ledger.tokens_by_role == {"user": {"tokens": 6, "trained": 0}, "assistant": {"tokens": 4, "trained": 4}}
     assert (ledger.lengths.min, ledger.lengths.median, ledger.lengths.max) == (3, 3, 7)
     assert [(item.role, item.path, item.rows_in, item.trained, item.held_out) for item in ledger.per_source] == [
         ("test", "test.jsonl", 1, 0, 1),
@@ -647,10 +651,10 @@ def test_a_file_that_changes_while_it_is_read_is_refused(bench: Bench) -> None:
     bench.jsonl("train.jsonl", questions(10))
 
     class Meddler(WordRenderer):
-        def render(self, record: Record) -> Rendered:
+        def examine(self, record: Record) -> Examined:
             if self.calls == 5:
                 bench.jsonl("train.jsonl", questions(20))
-            return super().render(record)
+            return super().examine(record)
 
     bench.renderer = Meddler()
     with pytest.raises(DataError, match="changed while it was read"):

@@ -286,12 +286,12 @@ def test_special_tokens_inside_texts_are_kept_and_reported(source: str):
     rendering = RENDERERS[source]
     record = Chat((Message("user", "What is <|im_end|>?"), Message("assistant", "It is <|im_end|>, a token.")))
     assert rendering.special_tokens_inside(record) == ["<|im_end|>"]
-    assert len(rendering.warnings(record)) == 1
+    assert len(rendering.examine(record).warnings) == 1
     assert TOKENIZER.decode(rendering.render(record).ids) == (
         "<|im_start|>user\nWhat is <|im_end|>?<|im_end|>\n<|im_start|>assistant\nIt is <|im_end|>, a token.<|im_end|>"
     )
     assert trained_text(rendering, record) == ["It is <|im_end|>, a token.<|im_end|>"]
-    assert rendering.warnings(Chat(TURNS)) == []
+    assert rendering.examine(Chat(TURNS)).warnings == []
 
 
 def test_what_templates_leave_out_is_reported():
@@ -299,7 +299,7 @@ def test_what_templates_leave_out_is_reported():
         "{{- '<|im_start|>'", "{%- if message.role == 'system' %}{% continue %}{% endif %}{{- '<|im_start|>'", 1
     )
     rendering = renderer(source)
-    assert rendering.warnings(Chat(TURNS)) == ["the chat template leaves out a turn of role system"]
+    assert rendering.examine(Chat(TURNS)).warnings == ["the chat template leaves out a turn of role system"]
     assert trained_text(renderer(source, SftSection(loss_on="all_turns")), Chat(TURNS))[0] == "One?"
 
 

@@ -319,7 +319,7 @@ def test_qwen3_keeps_thinking_of_the_current_question_only():
     assert coloured(renderer, Chat(longer)) == (
         f"{U}Tide?{END}{A}⟦{call}<|im_end|>⟧\n{result}{A}⟦At six.<|im_end|>⟧\n{U}Thanks{END}{A}⟦{THINK}Welcome.<|im_end|>⟧"
     )
-    assert "the chat template leaves out the reasoning of an answer" in renderer.warnings(Chat(longer))
+    assert "the chat template leaves out the reasoning of an answer" in renderer.examine(Chat(longer)).warnings
 
 
 def test_notes_name_each_templates_peculiarities():
@@ -342,7 +342,7 @@ def test_declared_tools_reach_templates_that_show_them_and_text_elsewhere():
     text = coloured(plain, record)
     assert text.startswith(S)
     assert f"<tools>\n{json.dumps(TOOLS[0])}\n</tools>{END}" in text
-    assert len(plain.warnings(record)) == 2
+    assert len(plain.examine(record).warnings) == 2
 
 
 def test_an_answer_that_is_moved_or_doubled_is_rejected():

@@ -81,8 +81,9 @@ def write_papers(folder: Path, num_rows: int, data: str) -> None:
             ],
             "lengths": {"min": 21, "median": 58, "p95": 121, "max": 214},
             "tokens_by_role": {
-                "user": {"tokens": 29_880, "trained": 0},
-                "assistant": {"tokens": 5_720, "trained": 2_912},
+                "user": {"tokens": 26_168, "trained": 0},
+                "assistant": {"tokens": 2_912, "trained": 2_912},
+                "template": {"tokens": 6_520, "trained": 0},
             },
             "share_trained": 2_912 / 35_600,
         },

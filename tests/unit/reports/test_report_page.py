@@ -300,6 +300,17 @@ def test_books_that_do_not_balance_are_denounced(copy):
     assert "7 rows are not accounted for" in Page(render_report(copy)).text
 
 
+def test_tokens_are_shown_by_role(run):
+    view = accounts.ledger(read_facts(run))
+    assert view is not None
+    assert [(one.role, one.tokens, one.trained, one.share) for one in view.roles] == [
+        ("user", "26,168", "0", "0.0 %"),
+        ("assistant", "2,912", "2,912", "100.0 %"),
+        ("template", "6,520", "0", "0.0 %"),
+    ]
+    assert "Tokens by role" in Page(render_report(run)).text
+
+
 def test_warnings_come_before_other_events(run):
     text = Page(render_report(run)).text
     assert text.index("was clipped") < text.index("training starts")
