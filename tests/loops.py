@@ -19,6 +19,7 @@ from tunesmith.engine.trainer import Trainer
 from tunesmith.models.causal_lm import CausalLM
 from tunesmith.objectives.next_token import NextToken
 from tunesmith.recipe.adapters import FullSection, LoraSection
+from tunesmith.types import Batch
 
 
 class MemoryStore:
@@ -47,11 +48,29 @@ class Recorder:
     def at_interval(self, step: int) -> str | None:
         return None
 
+    def rewind(self, step: int) -> None:
+        self.facts = [facts for facts in self.facts if facts.step <= step]
+
     def state_dict(self) -> dict[str, Any]:
         return {}
 
     def load_state_dict(self, state: Any) -> None:
         pass
+
+
+class Cut(Exception):
+    """A crash, as far as the loop can tell."""
+
+
+class CutStream(PackedStream):
+    """Fails when it is asked for the step after ``stop_after``."""
+
+    stop_after = 0
+
+    def atoms(self, step: int) -> list[Batch]:
+        if step == self.stop_after:
+            raise Cut(step)
+        return super().atoms(step)
 
 
 OPTIONS = TrainerOptions(total_steps=12, learning_rate=5e-3, warmup_steps=2, checkpoint_every=4, evaluate_every=100)
@@ -67,22 +86,26 @@ def make_trainer(
     atom_tokens: int = 4096,
     micro_batch_size: int | None = None,
     stop_after: int | None = None,
+    objective: Any = None,
+    say: Any = lambda kind, text: None,
     **changes: Any,
 ) -> tuple[Trainer, Recorder]:
-    """A trainer on a random Llama; ``stop_after`` cuts the stream short, as a crash would."""
+    """A trainer on a random Llama; with ``stop_after`` its ``run`` raises ``Cut`` after that step."""
     options = replace(options, **changes)
     model = CausalLM(family("llama"))
     section = FullSection() if scope == "full" else LoraSection(rank=4, alpha=8.0, dropout=dropout)
     adapter = build(section, 3)
     adapter.attach(model.hf)
     stream_options = StreamOptions(
-        batch_size=8, total_steps=stop_after or options.total_steps, atom_tokens=atom_tokens, seed=options.seed,
+        batch_size=8, total_steps=options.total_steps, atom_tokens=atom_tokens, seed=options.seed,
         micro_batch_size=micro_batch_size,
     )  # fmt: skip
-    stream = PackedStream(MemoryStore(LENGTHS), stream_options)  # type: ignore[arg-type]
+    stream = (CutStream if stop_after else PackedStream)(MemoryStore(LENGTHS), stream_options)  # type: ignore[arg-type]
+    if isinstance(stream, CutStream):
+        stream.stop_after = stop_after or 0
     recorder = Recorder()
     trainer = Trainer(
-        model, NextToken(), adapter, stream, options, CheckpointFolder(folder, "run", keep=options.keep_checkpoints),
-        hooks=[recorder],
+        model, objective or NextToken(), adapter, stream, options,
+        CheckpointFolder(folder, "run", keep=options.keep_checkpoints, say=say), hooks=[recorder], say=say,
     )  # fmt: skip
     return trainer, recorder

@@ -1,7 +1,8 @@
-"""The only place that writes files which must survive a crash. Torch-free.
+"""Durable files: whole or absent, whatever happens in between. Torch-free.
 
 Every durable write is: temporary name beside the target, write, fsync, rename, fsync of the folder.
-A reader therefore sees the old file or the new one, never half of either.
+A reader therefore sees the old file or the new one, never half of either. A folder that must go is renamed first.
+Temporary names are hidden (``.NAME.PID.tmp``, ``.NAME.PID.gone``); ``sweep`` removes what a crash left of them.
 """
 
 from __future__ import annotations
@@ -11,18 +12,22 @@ import hashlib
 import json
 import os
 import re
-import shutil
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from tunesmith.disk import disk
 from tunesmith.errors import RunError
 
 _CHUNK_BYTES = 1 << 20
 _DISK_TROUBLES = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO)
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
+_LEFTOVER = re.compile(r"\..+\.\d+\.(tmp|gone)")
 _DAMAGED = "the run folder is damaged: put the file back from a copy, or start a new run with --run"
+_appended: set[Path] = set()
+_appended_lock = threading.Lock()
 
 
 def sha256_of(path: Path) -> str:
@@ -41,25 +46,30 @@ def canonical_json(value: Any) -> str:
 
 def fsync_folder(folder: Path) -> None:
     """Make renames and new names in ``folder`` durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    _fsync(folder)
+
+
+def make_folders(folder: Path) -> None:
+    """Make ``folder`` and those above it that are missing."""
+    if folder.is_dir():
+        return
+    make_folders(folder.parent)
+    with suppress(FileExistsError):
+        disk().make_folder(folder)
 
 
 def write_bytes(path: Path, payload: bytes) -> None:
     """Replace ``path`` atomically and durably."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    make_folders(path.parent)
+    temporary = _hidden(path, "tmp")
     try:
-        with temporary.open("wb") as stream:
-            stream.write(payload)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
+        with disk().open(temporary, "wb") as stream:
+            disk().write(stream, payload)
+            disk().fsync(temporary, stream.fileno())
+        disk().rename(temporary, path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            disk().unlink(temporary)
         raise
     fsync_folder(path.parent)
 
@@ -89,9 +99,46 @@ def read_json(path: Path) -> Any:
 
 
 def append_line(path: Path, value: Any) -> None:
-    """Append one JSON line. Appends are not fsynced: a torn last line is dropped by the reader."""
-    with path.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
+    """Append one JSON line. ``sync_appends`` makes it durable: a torn last line is dropped by the reader."""
+    payload = (json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")
+    with disk().open(path, "ab") as stream:
+        disk().write(stream, payload)
+    with _appended_lock:
+        _appended.add(path)
+
+
+def sync_appends() -> None:
+    """Make every line appended so far durable: what a checkpoint stands for must not be younger than it."""
+    with _appended_lock:
+        paths = sorted(_appended)
+        _appended.clear()
+    for path in paths:
+        if path.exists():
+            _fsync(path)
+
+
+def mend_tail(path: Path) -> None:
+    """End a file of JSON lines with a newline, without the torn last line that a crash may have left."""
+    if not path.exists():
+        return
+    payload = path.read_bytes()
+    if not payload or payload.endswith(b"\n"):
+        return
+    start = payload.rfind(b"\n") + 1
+    try:
+        json.loads(payload[start:])
+    except ValueError:
+        disk().truncate(path, start)
+        return
+    with disk().open(path, "ab") as stream:
+        disk().write(stream, b"\n")
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file's bytes into a new file; its folder is expected to be made durable as a whole."""
+    with source.open("rb") as reading, disk().open(target, "wb") as writing:
+        while chunk := reading.read(_CHUNK_BYTES):
+            disk().write(writing, chunk)
 
 
 def read_lines(path: Path) -> list[Any]:
@@ -116,32 +163,82 @@ def read_lines(path: Path) -> list[Any]:
 
 
 @contextmanager
-def new_folder(target: Path) -> Iterator[Path]:
+def new_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
     """Fill a temporary folder that becomes ``target`` on success and vanishes on failure.
 
-    Files inside are fsynced before the rename, the parent after it. ``target`` must not exist.
+    Files inside are fsynced before the rename, the parent after it.
+
+    Args:
+        target: must not exist, unless ``replace``.
+        replace: an existing target is kept until the new one is whole, and then removed.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
+    make_folders(target.parent)
+    temporary = _hidden(target, "tmp")
+    _remove(temporary)
+    disk().make_folder(temporary)
     try:
         yield temporary
         for path in sorted(temporary.rglob("*")):
-            if path.is_file():
-                descriptor = os.open(path, os.O_RDONLY)
-                try:
-                    os.fsync(descriptor)
-                finally:
-                    os.close(descriptor)
-            else:
-                fsync_folder(path)
-        fsync_folder(temporary)
-        temporary.rename(target)
+            _fsync(path)
+        _fsync(temporary)
+        old = _put_aside(target) if replace and target.exists() else None
+        disk().rename(temporary, target)
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+        with suppress(OSError):
+            _remove(temporary)
         raise
     fsync_folder(target.parent)
+    if old is not None:
+        _remove(old)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder so that a crash leaves it whole or gone: it is renamed first. A missing one is fine."""
+    if folder.exists():
+        _remove(_put_aside(folder))
+
+
+def sweep(folder: Path) -> list[str]:
+    """Remove what a crash left of temporary files and folders in ``folder``; only its owner may ask.
+
+    Returns:
+        Names of what was removed.
+    """
+    if not folder.is_dir():
+        return []
+    found = sorted(item for item in folder.iterdir() if _LEFTOVER.fullmatch(item.name))
+    for item in found:
+        _remove(item)
+    return [item.name for item in found]
+
+
+def _put_aside(folder: Path) -> Path:
+    aside = _hidden(folder, "gone")
+    _remove(aside)
+    disk().rename(folder, aside)
+    return aside
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or a whole folder; symbolic links are removed, never followed. A missing one is fine."""
+    if path.is_symlink() or path.is_file():
+        disk().unlink(path)
+    elif path.is_dir():
+        for item in sorted(path.iterdir()):
+            _remove(item)
+        disk().remove_folder(path)
+
+
+def _hidden(path: Path, ending: str) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.{ending}")
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        disk().fsync(path, descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def disk_trouble(error: BaseException) -> OSError | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
     import torch
@@ -50,6 +50,28 @@ class Batch:
                 moved[item.name] = value.to(device, non_blocking=True)
         extras = {name: value.to(device, non_blocking=True) for name, value in self.extras.items()}
         return replace(self, **moved, extras=extras)
+
+    def part(self, first: int, last: int) -> Batch:
+        """The documents from ``first`` up to ``last``, which is left out; on the CPU, since it asks for values.
+
+        Tensors in ``extras`` are cut by the suffix of their name: ``_T`` tokens, ``_D`` documents, ``_S`` scored positions.
+        """
+        start, end = sum(self.lengths[:first]), sum(self.lengths[:last])
+        chosen_S = (self.document_S >= first) & (self.document_S < last)
+        cuts: dict[str, Any] = {"T": slice(start, end), "D": slice(first, last), "S": chosen_S}
+        return replace(
+            self,
+            input_ids_T=self.input_ids_T[start:end],
+            positions_T=self.positions_T[start:end],
+            starts_D1=self.starts_D1[first : last + 1] - start,
+            lengths=self.lengths[first:last],
+            scored_S=self.scored_S[chosen_S] - start,
+            targets_S=self.targets_S[chosen_S],
+            weights_S=self.weights_S[chosen_S],
+            document_S=self.document_S[chosen_S] - first,
+            rows=self.rows[first:last],
+            extras={name: value[cuts[name.rpartition("_")[2]]] for name, value in self.extras.items()},
+        )
 
 
 Step = Sequence[Batch]
@@ -159,6 +181,10 @@ class Stream(Protocol):
         """Yield steps from the current state on."""
         ...
 
+    def heaviest(self) -> Batch | None:
+        """An atom at least as large as any to come, to try the memory with; None where it cannot be told."""
+        ...
+
     def state_dict(self) -> dict[str, Any]:
         """JSON-able state."""
         ...
@@ -202,15 +228,29 @@ class Adapter(Protocol):
         ...
 
 
-class Control(Protocol):
-    """Steers training: freeze, rates, clip, skip. Each act is an event."""
+Refusal = Literal["stop", "skip", "rollback"]
+"""What follows a step that was refused: the run ends, goes on without it, or goes back to a checkpoint and around it."""
 
-    def after_backward(self, step: int, groups: Sequence[ParamGroup]) -> None:
-        """Called once a step before the optimiser."""
+
+class Control(Protocol):
+    """Steers training: freeze, rates, refuse a step. Each act is an event. The host must not wait for the device."""
+
+    name: str
+    on_refusal: Refusal
+
+    def after_backward(self, step: int, loss: Tensor, grad_norm: Tensor, groups: Sequence[ParamGroup]) -> Tensor | None:
+        """Called once a step before the optimiser; a scalar on the device that is 1 refuses the step, None never does.
+
+        Args:
+            step: from 0.
+            loss: of the whole step, detached, a scalar on the device.
+            grad_norm: global norm before clipping, the same.
+            groups: what trains.
+        """
         ...
 
     def after_step(self, step: int, groups: Sequence[ParamGroup]) -> None:
-        """Called once a step after the optimiser."""
+        """Called once a step after the optimiser; ``step`` counts finished ones."""
         ...
 
     def state_dict(self) -> dict[str, Any]:

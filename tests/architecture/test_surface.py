@@ -31,7 +31,7 @@ SURFACE: dict[str, tuple[list[str], list[str]]] = {
     "runs list": ([], ["--json", "--root"]),
     "runs show": (["RUN"], ["--json"]),
     "schema": ([], ["--json"]),
-    "train": (["RECIPE", "[SECTION.KEY=VALUE]..."], ["--json", "--run"]),
+    "train": (["RECIPE", "[SECTION.KEY=VALUE]..."], ["--json", "--restart", "--run"]),
 }
 """Verb -> arguments and options; every verb has --help and --debug beside them. Additions are written here first."""
 
@@ -103,7 +103,7 @@ def test_help_loads_no_verb() -> None:
         "from tunesmith.cli.main import run\n"
         "run(['--help'])\n"
         "loaded = {name for name in sys.modules if name.startswith('tunesmith.')}\n"
-        "expected = {'tunesmith.cli', 'tunesmith.errors', 'tunesmith.files', 'tunesmith.signals'}\n"
+        "expected = {'tunesmith.cli', 'tunesmith.errors', 'tunesmith.disk', 'tunesmith.files', 'tunesmith.signals'}\n"
         "expected |= {f'tunesmith.cli.{name}' for name in ('main', 'command', 'table', 'terminal')}\n"
         "assert loaded == expected, loaded ^ expected\n"
         "assert not {'torch', 'pydantic', 'rich'} & set(sys.modules)\n"

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ import pytest
 import torch
 
 from tests.e2e.desk import ROWS, Call, Write, remains, torn, write_rows
+from tests.faults import FaultyDisk
 from tests.tiny import desk_model
-from tunesmith.engine import checkpoint
+from tunesmith.disk import use_disk
 from tunesmith.evaluation.scorecard import Scorecard
 from tunesmith.registry import run_folder
 from tunesmith.workshop import scoring, train
@@ -154,7 +156,7 @@ def _explodes(write: Write) -> str:
 
 def test_a_loss_that_is_not_finite_stops_with_step_and_rows(desk: Path, call: Call, write: Write) -> None:
     recipe = _explodes(write)
-    said = call("train", recipe, "--json").refuses(4, "not finite at step 2", "at step 2, rows rows.jsonl:", "a tenth")
+    said = call("train", recipe, "--json").refuses(4, "not finite at step 1", "at step 1, rows rows.jsonl:", "a tenth")
     assert said.json["status"] == "stopped"
     assert said.json["run"] == "runs/desk"
     assert _status()["message"] in said.err
@@ -213,11 +215,11 @@ def test_a_full_disk_in_training_stops_and_can_go_on(
 ) -> None:
     recipe = write()
     no_space = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    with monkeypatch.context() as patch:
+    with monkeypatch.context() as patch, ExitStack() as stack:
         if full in ("checkpoint", "everything"):
-            patch.setattr(checkpoint, "write_json", _raises(no_space))
+            stack.enter_context(use_disk(FaultyDisk(1, "full", only=lambda path: "checkpoints" in path.parts)))
         if full == "metrics":
-            patch.setattr(run_folder.RunFolder, "append_metric", _raises(no_space))
+            stack.enter_context(use_disk(FaultyDisk(1, "full", only=lambda path: path.name == "metrics.jsonl")))
         if full == "result":
             patch.setattr(train, "write_adapter", _raises(no_space))
         if full == "everything":

@@ -54,7 +54,9 @@ class Gradients(TrainerCallback):
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.keep(kwargs["model"].named_parameters())
 
-    def after_backward(self, step: int, groups: list[ParamGroup]) -> None:
+    name, on_refusal = "gradients", "stop"
+
+    def after_backward(self, step: int, loss: Any, grad_norm: Any, groups: list[ParamGroup]) -> None:
         self.keep(item for group in groups for item in group.parameters)
 
     def after_step(self, step: int, groups: list[ParamGroup]) -> None:
@@ -97,6 +99,9 @@ def ours(folder: Path) -> tuple[float, dict[str, torch.Tensor]]:
     class Stream:
         def __iter__(self) -> Any:
             yield [make_batch(documents[:4], range(4)), make_batch(documents[4:], (4, 5))]
+
+        def heaviest(self) -> None:
+            return None
 
         def state_dict(self) -> dict[str, Any]:
             return {}

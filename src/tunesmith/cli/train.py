@@ -28,8 +28,9 @@ RUNS = Path("runs")
 @click.option(
     "--run", "folder", type=click.Path(path_type=Path), default=None, help="Folder of the run; else runs/NAME."
 )
+@click.option("--restart", is_flag=True, help="Start from the first step where every checkpoint is damaged.")
 @click.pass_obj
-def train(terminal: Terminal, recipe: str, overrides: tuple[str, ...], folder: Path | None) -> None:
+def train(terminal: Terminal, recipe: str, overrides: tuple[str, ...], folder: Path | None, restart: bool) -> None:
     """Train as RECIPE says, score base and tuned model, and write the report.
 
     The same call resumes an interrupted run; one whose recipe or data changed is refused.
@@ -40,7 +41,7 @@ def train(terminal: Terminal, recipe: str, overrides: tuple[str, ...], folder: P
     plan = doors.plan_recipe(read)
     progress = open_progress()
     try:
-        run = doors.train(plan, run_folder, progress=progress)
+        run = doors.train(plan, run_folder, progress=progress, restart=restart)
     except (Interrupted, GuardStopped):
         if terminal.as_json and (status := _status(run_folder)) is not None:
             terminal.emit({"run": str(run_folder), **status})

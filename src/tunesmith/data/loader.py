@@ -131,6 +131,15 @@ class PackedStream:
             for members in pack(lengths, self.options.atom_tokens, self.options.micro_batch_size)
         ]
 
+    def heaviest(self) -> Batch | None:
+        """The longest rows of the store in one pack as large as any of a step can be; the longest row comes first."""
+        most = min(self.options.batch_size, self.options.micro_batch_size or self.options.batch_size)
+        lengths = np.asarray(self.store.lengths)
+        longest = np.argsort(-lengths, kind="stable")[:most]
+        fits = np.cumsum(lengths[longest]) <= self.options.atom_tokens
+        rows = longest[: max(1, int(fits.sum()))]
+        return make_batch([self.store.row(int(row)) for row in rows], [int(row) for row in rows]) if len(rows) else None
+
     def state_dict(self) -> dict[str, Any]:
         """The position: all else follows from the recipe."""
         return {"next_step": self.next_step}

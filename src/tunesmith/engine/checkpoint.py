@@ -7,20 +7,30 @@ A folder is filled under a temporary name, fsynced and renamed; loading verifies
 
 from __future__ import annotations
 
+import hashlib
 import json
-import shutil
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
+from tunesmith.disk import disk
+from tunesmith.engine.tensor_file import Written, tensor_bytes, write_tensors
 from tunesmith.errors import GuardStopped
-from tunesmith.files import disk_trouble, new_folder, sha256_of, write_json
+from tunesmith.files import new_folder, remove_folder, sha256_of, sweep, sync_appends
 
 FORMAT_VERSION = 1
+NAMES = ("trained.safetensors", "optimiser.safetensors", "state.json")
+MANIFEST = "manifest.json"
+_STEP = re.compile(r"[0-9]{8}")
+_BAD = re.compile(r"[0-9]{8}\.bad-[0-9]+")
+_MOST_MANIFEST_BYTES = 1 << 20
+_SMALL_FILES_BYTES = 1 << 16
 Say = Callable[[str, str], None]
 """Takes the kind of an event and a sentence."""
 
@@ -30,9 +40,14 @@ class Checkpoint:
     """What was saved at the end of a step."""
 
     step: int
-    trained: dict[str, Tensor]
-    optimiser: dict[str, Tensor]
-    state: dict[str, Any]
+    trained: Mapping[str, Tensor]
+    optimiser: Mapping[str, Tensor]
+    state: Mapping[str, Any]
+
+    @property
+    def num_bytes(self) -> int:
+        """What it takes on disk, but for a few kilobytes of state and headers."""
+        return tensor_bytes(self.trained) + tensor_bytes(self.optimiser) + _SMALL_FILES_BYTES
 
 
 class CheckpointFolder:
@@ -42,7 +57,7 @@ class CheckpointFolder:
         path: the run's ``checkpoints`` folder.
         identity: fingerprint of the run; a checkpoint of another run is set aside.
         keep: good checkpoints kept, at least two.
-        say: where set-asides and deletions are told.
+        say: where set-asides are told.
     """
 
     def __init__(self, path: Path, identity: str, *, keep: int = 2, say: Say = lambda kind, text: None) -> None:
@@ -53,83 +68,83 @@ class CheckpointFolder:
 
     def steps(self) -> list[int]:
         """Steps that have a checkpoint folder, oldest first."""
-        if not self.path.is_dir():
-            return []
-        return sorted(int(item.name) for item in self.path.iterdir() if item.is_dir() and item.name.isdigit())
+        return sorted(int(name) for name in self._names(_STEP))
 
     def save(self, checkpoint: Checkpoint, *, protect: frozenset[int] = frozenset()) -> Path:
         """Write a checkpoint and drop the oldest beyond ``keep``, but none in ``protect``.
 
+        Metrics and events written so far are made durable with it. One of the same step is replaced.
+
         Raises:
-            GuardStopped: the disk is full or read-only; nothing half-written stays.
+            OSError: the disk did not take it; nothing half-written stays, and no other checkpoint is touched.
         """
-        target = self.path / f"{checkpoint.step:08d}"
-        if target.exists():
-            shutil.rmtree(target)
-        try:
-            with new_folder(target) as folder:
-                _save_tensors(checkpoint.trained, folder / "trained.safetensors")
-                _save_tensors(checkpoint.optimiser, folder / "optimiser.safetensors")
-                write_json(folder / "state.json", checkpoint.state)
-                names = ("trained.safetensors", "optimiser.safetensors", "state.json")
-                files = {
-                    name: {"bytes": (folder / name).stat().st_size, "sha256": sha256_of(folder / name)}
-                    for name in names
-                }
-                manifest = {
-                    "format": FORMAT_VERSION, "step": checkpoint.step, "identity": self.identity, "files": files
-                }  # fmt: skip
-                write_json(folder / "manifest.json", manifest)
-        except Exception as error:
-            trouble = disk_trouble(error)
-            if trouble is None:
-                raise
-            raise GuardStopped(
-                f"the checkpoint of step {checkpoint.step} could not be written: {trouble.strerror}",
-                where=str(self.path),
-                hint="free some space or choose another folder with --run, then start the same command again",
-            ) from error
+        target = self._folder(checkpoint.step)
+        with new_folder(target, replace=True) as folder:
+            files = {
+                "trained.safetensors": write_tensors(folder / "trained.safetensors", checkpoint.trained),
+                "optimiser.safetensors": write_tensors(folder / "optimiser.safetensors", checkpoint.optimiser),
+                "state.json": _write_json(folder / "state.json", checkpoint.state),
+            }
+            manifest = {
+                "format": FORMAT_VERSION, "step": checkpoint.step, "identity": self.identity,
+                "files": {name: {"bytes": item.bytes, "sha256": item.sha256} for name, item in files.items()},
+            }  # fmt: skip
+            _write_json(folder / MANIFEST, manifest)
+            sync_appends()
         self._retire(protect | {checkpoint.step})
         return target
 
-    def newest(self) -> Checkpoint | None:
-        """The newest checkpoint that verifies; bad ones are set aside under another name, and that is said."""
+    def newest(self, below: int | None = None) -> Checkpoint | None:
+        """The newest checkpoint that verifies; bad ones are set aside under another name, and that is said.
+
+        Args:
+            below: only those of earlier steps.
+
+        Raises:
+            GuardStopped: there were checkpoints, and none is good.
+        """
         for step in reversed(self.steps()):
-            checkpoint = self.load(step)
-            if checkpoint is not None:
-                return checkpoint
+            if below is None or step < below:
+                checkpoint = self.load(step)
+                if checkpoint is not None:
+                    return checkpoint
+        if below is None and (bad := sorted(self._names(_BAD))):
+            raise GuardStopped(
+                f"no checkpoint of this run is good: {', '.join(bad)} {'was' if len(bad) == 1 else 'were'} set aside",
+                where=str(self.path),
+                hint="put a whole checkpoint folder back from a copy, or train from the first step again with --restart",
+            )
         return None
 
     def load(self, step: int) -> Checkpoint | None:
         """One checkpoint; None where there is none, or after setting a bad one aside."""
-        folder = self.path / f"{step:08d}"
+        folder = self._folder(step)
         if not folder.is_dir():
             return None
         fault = self.fault(folder)
-        if fault:
-            self._set_aside(folder, fault)
-            return None
-        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        return Checkpoint(
-            step=step,
-            trained=load_file(folder / "trained.safetensors"),
-            optimiser=load_file(folder / "optimiser.safetensors"),
-            state=state,
-        )
+        if fault is None:
+            try:
+                state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+                trained = load_file(folder / "trained.safetensors")
+                optimiser = load_file(folder / "optimiser.safetensors")
+                return Checkpoint(step=step, trained=trained, optimiser=optimiser, state=state)
+            except (OSError, ValueError, SafetensorError) as error:
+                fault = f"it cannot be read: {error}"
+        self._set_aside(folder, fault)
+        return None
 
     def fault(self, folder: Path) -> str | None:
         """Why a checkpoint cannot be trusted, or None."""
-        try:
-            manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return "its manifest is missing or torn"
-        if not isinstance(manifest, Mapping) or manifest.get("format") != FORMAT_VERSION:
-            return "its manifest has another format"
-        if manifest.get("identity") != self.identity:
+        manifest, fault = _read_manifest(folder)
+        if fault is not None:
+            return fault
+        if manifest["identity"] != self.identity:
             return "it belongs to another run"
-        for name, expected in manifest["files"].items():
-            path = folder / name
-            if not path.is_file():
+        if manifest["step"] != int(folder.name):
+            return f"its manifest is of step {manifest['step']}"
+        for name in NAMES:
+            path, expected = folder / name, manifest["files"][name]
+            if path.is_symlink() or not path.is_file():
                 return f"{name} is missing"
             if path.stat().st_size != expected["bytes"]:
                 return f"{name} has {path.stat().st_size} bytes, {expected['bytes']} were written"
@@ -137,19 +152,63 @@ class CheckpointFolder:
                 return f"the bytes of {name} are not those that were written"
         return None
 
+    def drop_after(self, step: int) -> None:
+        """Remove checkpoints of later steps: a rollback took another way from here."""
+        for later in self.steps():
+            if later > step:
+                remove_folder(self._folder(later))
+
+    def clean(self) -> list[str]:
+        """Remove what a crash left half-written or half-removed; returns the names."""
+        return sweep(self.path)
+
+    def _folder(self, step: int) -> Path:
+        return self.path / f"{step:08d}"
+
+    def _names(self, pattern: re.Pattern[str]) -> list[str]:
+        if not self.path.is_dir():
+            return []
+        return [
+            item.name
+            for item in self.path.iterdir()
+            if pattern.fullmatch(item.name) and item.is_dir() and not item.is_symlink()
+        ]
+
     def _set_aside(self, folder: Path, fault: str) -> None:
         number = 0
         while (target := folder.with_name(f"{folder.name}.bad-{number}")).exists():
             number += 1
-        folder.rename(target)
+        disk().rename(folder, target)
         self.say("checkpoint_set_aside", f"checkpoint {folder.name} is set aside as {target.name}: {fault}")
 
     def _retire(self, protect: frozenset[int]) -> None:
         good = [step for step in self.steps() if step not in protect]
         surplus = max(0, len(self.steps()) - max(self.keep, len(protect)))
         for step in good[:surplus]:
-            shutil.rmtree(self.path / f"{step:08d}", ignore_errors=True)
+            remove_folder(self._folder(step))
 
 
-def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    save_file({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, path)
+def _write_json(path: Path, value: Mapping[str, Any]) -> Written:
+    payload = (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")
+    with disk().open(path, "xb") as stream:
+        disk().write(stream, payload)
+    return Written(len(payload), hashlib.sha256(payload).hexdigest())
+
+
+def _read_manifest(folder: Path) -> tuple[dict[str, Any], str | None]:
+    """The manifest, and what is wrong with it; its text is not trusted."""
+    path = folder / MANIFEST
+    try:
+        if path.is_symlink() or path.stat().st_size > _MOST_MANIFEST_BYTES:
+            return {}, "its manifest is not a manifest"
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}, "its manifest is missing or torn"
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT_VERSION:
+        return {}, "its manifest has another format"
+    files = manifest.get("files")
+    if not isinstance(files, dict) or set(files) != set(NAMES) or not {"step", "identity"} <= manifest.keys():
+        return {}, "its manifest lacks a part"
+    if not all(isinstance(item, dict) and {"bytes", "sha256"} <= item.keys() for item in files.values()):
+        return {}, "its manifest lacks a part"
+    return manifest, None

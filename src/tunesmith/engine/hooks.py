@@ -20,6 +20,7 @@ class StepFacts:
     seconds: float
     tokens_total: int
     applied: bool
+    refused_by: str | None
     metrics: Mapping[str, float]
 
 
@@ -32,6 +33,10 @@ class Hook(Protocol):
 
     def at_interval(self, step: int) -> str | None:
         """Called every ``evaluate_every`` steps and at the end; a sentence asks to stop and says why."""
+        ...
+
+    def rewind(self, step: int) -> None:
+        """Training goes back to the end of ``step``: what was told of later steps did not happen."""
         ...
 
     def state_dict(self) -> dict[str, Any]:

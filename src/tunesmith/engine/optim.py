@@ -31,6 +31,7 @@ class Optimiser:
             for group in self.groups
         ]
         self.torch = self._build(settings)
+        self._group_of = {id(item): group for group in self.torch.param_groups for item in group["params"]}
 
     def _build(self, settings: list[dict[str, Any]]) -> torch.optim.Optimizer:
         rate = self.options.learning_rate
@@ -48,6 +49,21 @@ class Optimiser:
         self.torch.found_inf = refuse  # type: ignore[attr-defined]
         self.torch.grad_scale = None  # type: ignore[attr-defined]
         self.torch.step()
+
+    def last_update(self, parameter: nn.Parameter) -> Tensor:
+        """What the last step took from a parameter, decay left out; zeros before its first. From the optimiser's state alone."""
+        state = self.torch.state.get(parameter, {})
+        group = self._group_of[id(parameter)]
+        momentum: Tensor | None = state.get("momentum_buffer")
+        if momentum is not None:
+            return momentum * float(group["lr"])
+        if "exp_avg" not in state:
+            return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad * float(group["lr"])
+        first, second = group["betas"]
+        mean = state["exp_avg"] / (1 - first ** state["step"])
+        deviation = (state["exp_avg_sq"] / (1 - second ** state["step"])).sqrt() + group["eps"]
+        update: Tensor = group["lr"] * mean / deviation
+        return update
 
     def clear(self) -> None:
         """Drop the gradients."""

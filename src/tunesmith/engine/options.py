@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from tunesmith.engine.clipping import ZClipOptions
+from tunesmith.engine.recovery import GuardOptions
+from tunesmith.engine.spikes import SpikeOptions
 
 
 @dataclass(frozen=True)
@@ -25,3 +29,10 @@ class TrainerOptions:
     checkpoint_every: int = 100
     keep_checkpoints: int = 2
     evaluate_every: int = 100
+    recompute: bool = False
+    has_dropout: bool = False
+    save_in_background: bool = True
+    max_failed_saves: int = 3
+    zclip: ZClipOptions | None = None
+    spikes: SpikeOptions | None = None
+    guards: GuardOptions = field(default_factory=GuardOptions)

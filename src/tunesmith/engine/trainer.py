@@ -1,33 +1,42 @@
 """The loop: batches, loss, backward, step. It knows no method.
 
-step of atoms ─> counts over the whole step ─> per atom: loss sums, one division, backward
-              ─> clip ─> controls ─> optimiser ─> schedule ─> hooks ─> now and then a checkpoint
+step of atoms ─> gradients ─> verdict ─> clip ─> optimiser ─> numbers on their way ─> hooks ─> now and then a checkpoint
+
+What is refused, interrupted or out of memory changes nothing: a step is applied whole or not at all.
 """
 
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from types import FrameType
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tunesmith.engine.checkpoint import Checkpoint, CheckpointFolder
-from tunesmith.engine.hooks import Hook, StepFacts
+from tunesmith.engine.checkpoint import Checkpoint, CheckpointFolder, Say
+from tunesmith.engine.gradients import Gradients, one_if_zero
+from tunesmith.engine.hooks import Hook
+from tunesmith.engine.interrupts import Asked, Interrupts
+from tunesmith.engine.numbers import DeferredNumbers
 from tunesmith.engine.optim import Optimiser
 from tunesmith.engine.options import TrainerOptions
 from tunesmith.engine.precision import Precision
-from tunesmith.engine.randomness import reseed
+from tunesmith.engine.reckoning import LEFT_OUT, Reckoning
+from tunesmith.engine.recovery import Recovery, RollBack
+from tunesmith.engine.relief import CannotRelieve, MemoryRelief
+from tunesmith.engine.saver import Saver
 from tunesmith.engine.schedules import rate_factor
-from tunesmith.errors import GuardStopped, Interrupted
-from tunesmith.types import Adapter, Batch, Control, Mean, Objective, Step, Stream
+from tunesmith.engine.verdict import Judge
+from tunesmith.engine.vitals import LayerVital, faults, measure
+from tunesmith.engine.watchdog import Watchdog
+from tunesmith.errors import GateRefused, GuardStopped, Interrupted
+from tunesmith.types import Adapter, Control, Objective, Step, Stream
+
+_GO_ON = "start the same command again to go on from there"
 
 
 @dataclass
@@ -39,18 +48,6 @@ class Outcome:
     loss: float
     seconds: float
     stopped_early: str | None = None
-
-
-@dataclass
-class _Pending:
-    """A step whose numbers still lie on the device."""
-
-    step: int
-    loss: Tensor
-    grad_norm: Tensor
-    refused: Tensor
-    metrics: dict[str, Mean]
-    facts: dict[str, Any] = field(default_factory=dict)
 
 
 class Trainer:
@@ -67,6 +64,10 @@ class Trainer:
         controls: steering.
         weights: factor of each term of the loss; a missing one is 1.
         name_row: how errors name a row of a batch, such as by file and line.
+        say: kind of event and sentence.
+        tell_layers: takes the step and every layer's vitals, at each evaluation.
+        interrupts: watches signals.
+        watchdog: watches that steps come; None for nobody.
     """
 
     def __init__(  # noqa: PLR0913 - the loop takes each of its parts by itself: it builds none
@@ -82,6 +83,10 @@ class Trainer:
         controls: Sequence[Control] = (),
         weights: Mapping[str, float] | None = None,
         name_row: Callable[[int], str] = str,
+        say: Say = lambda kind, text: None,
+        tell_layers: Callable[[int, list[LayerVital]], None] = lambda step, vitals: None,
+        interrupts: Interrupts | None = None,
+        watchdog: Watchdog | None = None,
     ) -> None:
         self.model: Any = model
         self.objective = objective
@@ -90,175 +95,203 @@ class Trainer:
         self.options = options
         self.checkpoints = checkpoints
         self.hooks = list(hooks)
-        self.controls = list(controls)
-        self.weights = dict(weights or {})
         self.name_row = name_row
+        self.say = say
+        self.tell_layers = tell_layers
+        self.interrupts = interrupts or Interrupts()
+        self.watchdog = watchdog
         self.device: torch.device = model.device  # type: ignore[assignment]
         self.precision = Precision(options.precision, self.device)
         self.groups = adapter.groups()
         self.optimiser = Optimiser(self.groups, options)
+        self.relief = MemoryRelief(
+            model, recomputes=options.recompute, has_dropout=options.has_dropout, name_row=name_row, say=say
+        )
+        self.gradients = Gradients(
+            model, objective, self.precision, self.relief, self.interrupts, seed=options.seed, weights=weights or {}
+        )
+        self.judge = Judge(options, self.groups, controls, self.precision, self.device)
+        self.recovery = Recovery(options.guards, say)
+        self.saver = Saver(
+            checkpoints, background=options.save_in_background, max_failures=options.max_failed_saves, say=say
+        )
+        self.reckoning = Reckoning(model, objective, self.precision, self.judge, self.recovery, self.hooks, name_row)
         self.step = 0
-        self.updates = 0
         self.tokens = 0
         self.seconds = 0.0
-        self.last_loss = math.nan
-        self._pending: list[_Pending] = []
-        self._signal: int | None = None
+        self._evaluated_step = 0
+        self._stopped: str | None = None
+        self._numbers = DeferredNumbers(self.device)
+        self._faulty_layers: dict[str, str] = {}
+        self._went_back_to = -1
 
     def run(self) -> Outcome:
         """Train to the end of the budget, from the start or from what was restored.
 
         Raises:
-            GuardStopped: a loss or gradient was not finite, or the disk is full.
-            Interrupted: SIGTERM or SIGINT; a checkpoint is saved.
+            GateRefused: not even one row fits into memory.
+            GuardStopped: a guard stopped training; the newest good checkpoint stays.
+            Interrupted: a signal asked to stop; a checkpoint is saved.
         """
         self.model.train()
-        stopped: str | None = None
-        last = time.perf_counter()
-        with self._watching_signals():
-            for step in self.stream:
-                self._one_step(step)
-                now = time.perf_counter()
-                self.seconds += now - last
-                self._pending[-1].facts["seconds"] = now - last
-                if self.step % self.options.log_every == 0 or self.step == self.options.total_steps:
-                    self._report()
-                stopped = self._interval() or stopped
-                due = self.step % self.options.checkpoint_every == 0 or self.step == self.options.total_steps
-                due = due or self.step in self._best_steps()
-                if due or stopped or self._signal is not None:
-                    self._report()
-                    self.save()
-                if self._signal is not None:
-                    raise Interrupted(
-                        f"stopped by signal {self._signal} after step {self.step} of {self.options.total_steps}; a checkpoint is saved",
-                        hint="start the same command again to go on from there",
-                    )
-                if stopped:
-                    break
-                last = time.perf_counter()
-        self._report()
-        return Outcome(self.step, self.tokens, self.last_loss, self.seconds, stopped)
+        self._rehearse()
+        if self.recovery.options.non_finite == "rollback" or self.judge.may_roll_back:
+            self._save_start()
+        with self.interrupts.watching(), self.watchdog.watching() if self.watchdog else nullcontext():
+            try:
+                self._run_around_faults()
+                self._finish_saving()
+            except Asked:
+                self._leave()
+            except Exception:
+                self.saver.close()
+                raise
+        return Outcome(self.step, self.tokens, self.reckoning.last_loss, self.seconds, self._stopped)
 
-    def _one_step(self, step: Step) -> None:
-        """One optimiser step; the host waits for nothing here on CUDA."""
+    def _run_around_faults(self) -> None:
+        while True:
+            try:
+                self._loop()
+            except RollBack as back:
+                self._go_back(back)
+            else:
+                return
+
+    def _loop(self) -> None:
+        """Steps to the end of the budget, or until a hook asks to stop."""
+        self._interval()
+        last = time.perf_counter()
+        for step in self.stream if self._stopped is None else ():
+            self.interrupts.check()
+            facts = self._pass_over(step) if self.step in self.recovery.left_out else self._one_step(step)
+            now = time.perf_counter()
+            facts["seconds"] = now - last
+            self.seconds += now - last
+            if self.watchdog is not None:
+                self.watchdog.beat(self.step)
+            if self.step % self.options.log_every == 0 or self.step == self.options.total_steps:
+                self._report(wait=False)
+            self.saver.poll()
+            self._interval()
+            due = self.step % self.options.checkpoint_every == 0 or self.step == self.options.total_steps
+            if due or self._stopped or self.step in self._best_steps():
+                self.save()
+            if self._stopped:
+                break
+            last = time.perf_counter()
+        self._report(wait=True)
+
+    def _one_step(self, step: Step) -> dict[str, Any]:
+        """One optimiser step; the host waits for nothing here on CUDA. Returns its facts, of which ``seconds`` is to come."""
         rate = self.options.learning_rate * rate_factor(self.step, self.options)
         self.optimiser.set_rate(rate)
-        on_device = [batch.to(self.device) for batch in step]
-        counts = _added([self.objective.counts(batch) for batch in on_device])
-        seen = self._survey(on_device)
-        total = torch.zeros((), device=self.device)
-        metrics: dict[str, Mean] = {}
-        for atom, batch in enumerate(on_device):
-            reseed(self.options.seed, self.step, atom)
-            total = total + self._backward(batch, counts, seen, metrics)
-        penalty = self.objective.penalty(self.model)
-        if penalty is not None:
-            (penalty * self.precision.scale).backward()  # type: ignore[no-untyped-call]
-            total = total + penalty.detach()
+        try:
+            result = self.gradients.of_step(self.step, step, self.optimiser.clear)
+        except CannotRelieve as error:
+            raise GuardStopped(
+                f"memory ran out at step {self.step + 1}: {error}",
+                where=str(self.checkpoints.path),
+                hint=_SMALLER + f"; {_GO_ON}",
+            ) from error
         grad_norm = self._unscale_and_norm()
-        for control in self.controls:
-            control.after_backward(self.step, self.groups)
-        refused = (~(torch.isfinite(total) & torch.isfinite(grad_norm))).float()
-        self._clip(grad_norm)
-        self.optimiser.step(refused)
+        flags = self.judge.judge(self.step, result.loss, grad_norm)
+        self.judge.clipping.apply(self.optimiser.parameters, grad_norm)
+        self.optimiser.step(flags["refused"])
+        flags["spoilt"] = self.judge.look_at_weights(self.optimiser.parameters)
+        if self._is_evaluation(self.step + 1):
+            self._look_at_layers(measure(self.optimiser))
         self.optimiser.clear()
-        self.step += 1
+        facts = self._counted(step, rate)
+        metrics = {f"metric:{name}": mean.total / one_if_zero(mean.count) for name, mean in result.metrics.items()}
+        self._numbers.push(facts, {"loss": result.loss, "grad_norm": grad_norm, **flags, **metrics})
+        self.judge.after_step(self.step)
+        return facts
+
+    def _pass_over(self, step: Step) -> dict[str, Any]:
+        """A step that a rollback goes around: counted, and nothing else."""
+        facts = self._counted(step, 0.0)
+        absent = torch.full((), math.nan, device=self.device)
+        self._numbers.push(facts, {"loss": absent, "grad_norm": absent, LEFT_OUT: torch.ones((), device=self.device)})
+        return facts
+
+    def _counted(self, step: Step, rate: float) -> dict[str, Any]:
         tokens = sum(batch.num_tokens for batch in step)
-        trained = sum(int(batch.targets_S.shape[0]) for batch in step)
+        facts = {
+            "learning_rate": rate, "tokens": tokens, "index": self.step, "atoms": step,
+            "trained_tokens": sum(int(batch.targets_S.shape[0]) for batch in step),
+        }  # fmt: skip
+        self.step += 1
         self.tokens += tokens
-        pending = _Pending(self.step, total, grad_norm, refused, metrics)
-        pending.facts = {
-            "learning_rate": rate,
-            "tokens": tokens,
-            "trained_tokens": trained,
-            "tokens_total": self.tokens,
-            "rows": [row for batch in step for row in batch.rows],
-        }
-        self._pending.append(pending)
-        for control in self.controls:
-            control.after_step(self.step, self.groups)
-
-    def _survey(self, batches: Sequence[Batch]) -> dict[str, Mean]:
-        seen: dict[str, Mean] = {}
-        with torch.no_grad(), self.precision.autocast():
-            for batch in batches:
-                _add_means(seen, self.objective.survey(self.model, batch))
-        return seen
-
-    def _backward(
-        self, batch: Batch, counts: Mapping[str, Tensor], seen: Mapping[str, Mean], metrics: dict[str, Mean]
-    ) -> Tensor:
-        """Forward and backward of one atom; returns its share of the step's loss, detached."""
-        with self.precision.autocast():
-            loss = self.objective(self.model, batch, seen)
-        share = torch.zeros((), device=self.device)
-        for term, value in loss.totals.items():
-            share = share + self.weights.get(term, 1.0) * value / _one_if_zero(counts[term])
-        (share * self.precision.scale).backward()  # type: ignore[no-untyped-call]
-        _add_means(metrics, {name: Mean(mean.total.detach(), mean.count) for name, mean in loss.metrics.items()})
-        return share.detach()
+        facts["tokens_total"] = self.tokens
+        return facts
 
     def _unscale_and_norm(self) -> Tensor:
-        gradients = [item.grad for item in self.optimiser.parameters if item.grad is not None]
-        if self.precision.scale != 1.0:
-            torch._foreach_mul_(gradients, 1.0 / self.precision.scale)
-        if not gradients:
-            return torch.zeros((), device=self.device)
-        return nn.utils.get_total_norm(gradients)
+        found = [item.grad for item in self.optimiser.parameters if item.grad is not None]
+        self.precision.unscale(found)
+        return nn.utils.get_total_norm(found) if found else torch.zeros((), device=self.device)
 
-    def _clip(self, grad_norm: Tensor) -> None:
-        if self.options.clip is not None:
-            nn.utils.clip_grads_with_norm_(self.optimiser.parameters, self.options.clip, grad_norm)
+    def _report(self, *, wait: bool) -> None:
+        """Take in the numbers that have arrived from the device, tell the hooks, and act on what was refused."""
+        for item in self._numbers.ready(wait=wait):
+            self.reckoning.take_in(item)
 
-    def _report(self) -> None:
-        """Bring the numbers of past steps to the host, tell the hooks, and stop on a step that was refused."""
-        pending, self._pending = self._pending, []
-        for item in pending:
-            applied = item.refused.item() == 0
-            self.precision.after_step(applied)
-            self.updates += int(applied)
-            self.last_loss = item.loss.item()
-            if not applied and self.precision.dtype != torch.float16:
-                raise GuardStopped(
-                    f"loss or gradient was not finite at step {item.step} (loss {self.last_loss}, gradient norm {item.grad_norm.item()}); that step was not applied",
-                    where=f"step {item.step}, rows {', '.join(map(self.name_row, item.facts['rows'][:8]))}",
-                    hint="the usual cause is a learning rate that is too high: try a tenth of it",
-                )
-            del item.facts["rows"]
-            facts = StepFacts(
-                step=item.step, loss=self.last_loss, grad_norm=item.grad_norm.item(), applied=applied,
-                metrics={name: (mean.total / _one_if_zero(mean.count)).item() for name, mean in item.metrics.items()},
-                **item.facts,
-            )  # fmt: skip
-            for hook in self.hooks:
-                hook.after_step(facts)
+    def _is_evaluation(self, step: int) -> bool:
+        return step > 0 and (step % self.options.evaluate_every == 0 or step == self.options.total_steps)
 
-    def _interval(self) -> str | None:
-        due = self.step % self.options.evaluate_every == 0 or self.step == self.options.total_steps
-        if not due:
-            return None
-        self._report()
+    def _interval(self) -> None:
+        """Let the hooks evaluate where that is due and not done, as after a resume from within an evaluation."""
+        if not self.owes_evaluation:
+            return
+        self._report(wait=True)
         self.model.eval()
-        reasons = [hook.at_interval(self.step) for hook in self.hooks]
-        self.model.train()
-        return next((reason for reason in reasons if reason), None)
+        try:
+            with self.interrupts.at_once(), self._other_work():
+                reasons = [hook.at_interval(self.step) for hook in self.hooks]
+        finally:
+            self.model.train()
+        self._evaluated_step = self.step
+        self._stopped = self._stopped or next((reason for reason in reasons if reason), None)
+
+    def _other_work(self) -> AbstractContextManager[None]:
+        return self.watchdog.other_work() if self.watchdog else nullcontext()
+
+    def _look_at_layers(self, vitals: list[LayerVital]) -> None:
+        found = faults(vitals)
+        for layer, fault in found.items():
+            if self._faulty_layers.get(layer, "").partition(":")[0] != fault.partition(":")[0]:
+                self.say("layer_fault", f"layer {layer} at step {self.step + 1} is {fault}")
+        self._faulty_layers = found
+        self.tell_layers(self.step + 1, vitals)
 
     def save(self) -> None:
-        """Write a checkpoint of everything that a resume needs."""
+        """Save a checkpoint of everything that a resume needs, once all numbers up to here are known to be good."""
+        self._report(wait=True)
+        with self._other_work():
+            self.saver.save(
+                Checkpoint(self.step, self._trained(), self.optimiser.state(), self._state()),
+                protect=self._best_steps(),
+            )
+
+    def _trained(self) -> dict[str, Tensor]:
         trained = {f"adapter/{name}": tensor for name, tensor in self.adapter.state().items()}
-        trained |= {f"parts/{name}": tensor for name, tensor in self.objective.parts.state_dict().items()}
-        hooks = [hook.state_dict() for hook in self.hooks]
-        state = {
-            "step": self.step, "updates": self.updates, "tokens": self.tokens, "seconds": self.seconds,
-            "loss": self.last_loss if math.isfinite(self.last_loss) else None,
+        return trained | {f"parts/{name}": tensor for name, tensor in self.objective.parts.state_dict().items()}
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "step": self.step, "updates": self.reckoning.updates, "tokens": self.tokens, "seconds": self.seconds,
+            "loss": self.reckoning.last_loss if math.isfinite(self.reckoning.last_loss) else None,
             "stream": {**self.stream.state_dict(), "next_step": self.step},
             "precision": self.precision.state_dict(),
-            "hooks": hooks,
-            "controls": [control.state_dict() for control in self.controls],
+            "hooks": [hook.state_dict() for hook in self.hooks],
+            "judge": self.judge.state_dict(), "recovery": self.recovery.state_dict(),
+            "evaluated_step": self._evaluated_step, "stopped": self._stopped, "faulty_layers": self._faulty_layers,
         }  # fmt: skip
-        checkpoint = Checkpoint(self.step, trained, self.optimiser.state(), state)
-        self.checkpoints.save(checkpoint, protect=self._best_steps())
+
+    def _save_start(self) -> None:
+        """A rollback needs somewhere to go back to before the first checkpoint is due."""
+        if self.step == 0:
+            self.save()
+            self.saver.wait()
 
     def _best_steps(self) -> frozenset[int]:
         """Steps that a hook may want back at the end: each needs a checkpoint, whatever the cadence."""
@@ -275,50 +308,92 @@ class Trainer:
         self.objective.parts.load_state_dict(split["parts"])
         self.optimiser.load_state(checkpoint.optimiser)
         state = checkpoint.state
-        self.step, self.updates = int(state["step"]), int(state["updates"])
+        self.step, self.reckoning.updates = int(state["step"]), int(state["updates"])
         self.tokens, self.seconds = int(state["tokens"]), float(state["seconds"])
-        self.last_loss = math.nan if state["loss"] is None else float(state["loss"])
+        self.reckoning.last_loss = math.nan if state["loss"] is None else float(state["loss"])
         self.stream.load_state_dict(state["stream"])
         self.precision.load_state_dict(state["precision"])
+        self.judge.load_state_dict(state["judge"])
+        self.recovery.load_state_dict(state["recovery"])
+        self._evaluated_step, self._stopped = int(state["evaluated_step"]), state["stopped"]
+        self.saver.saved_step = self.step
+        self._faulty_layers = dict(state["faulty_layers"])
         for hook, saved in zip(self.hooks, state["hooks"], strict=True):
             hook.load_state_dict(saved)
-        for control, saved in zip(self.controls, state["controls"], strict=True):
-            control.load_state_dict(saved)
 
-    @contextmanager
-    def _watching_signals(self) -> Iterator[None]:
-        """Within the context SIGTERM and SIGINT ask to stop after the step; only the main thread can watch."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
+    @property
+    def owes_evaluation(self) -> bool:
+        """Whether the evaluation that falls on the current step is still to be done."""
+        return self._is_evaluation(self.step) and self._evaluated_step != self.step
+
+    def _go_back(self, back: RollBack) -> None:
+        """Return to the newest checkpoint before the offending step; to an older one if that did not help the last time."""
+        self._numbers.clear()
+        self.saver.wait()
+        left_out, rollbacks, limit = set(self.recovery.left_out), self.recovery.rollbacks, back.index + 1
+        if rollbacks and self.saver.saved_step is not None and self.saver.saved_step == self._went_back_to:
+            limit = min(limit, self._went_back_to)
+        checkpoint = self.checkpoints.newest(below=limit) or self.checkpoints.newest(below=back.index + 1)
+        if checkpoint is None:
+            raise GuardStopped(
+                f"{back.why}, and there is no good checkpoint to go back to", where=str(self.checkpoints.path),
+                hint="start again with a lower learning rate, or from a checkpoint put back from a copy",
+            )  # fmt: skip
+        self.checkpoints.drop_after(checkpoint.step)
+        self.optimiser.clear()
+        self.restore(checkpoint)
+        self.recovery.left_out, self.recovery.rollbacks = left_out, rollbacks
+        self.recovery.went_back(back.index, checkpoint.step, back.why)
+        self.judge.resume()
+        self.saver.saved_step = self._went_back_to = checkpoint.step
+        for hook in self.hooks:
+            hook.rewind(checkpoint.step)
+
+    def _rehearse(self) -> None:
+        """Try the largest pass to come, forward and backward, so that memory runs out now or never."""
+        heaviest = self.stream.heaviest()
+        if heaviest is None or self.step >= self.options.total_steps:
             return
-        before: dict[signal.Signals, Callable[..., Any] | int | None] = {}
-
-        def note(number: int, _frame: FrameType | None) -> None:
-            if self._signal is not None:
-                raise KeyboardInterrupt
-            self._signal = number
-
-        for watched in (signal.SIGTERM, signal.SIGINT):
-            before[watched] = signal.signal(watched, note)
         try:
-            yield
-        finally:
-            for watched, handler in before.items():
-                signal.signal(watched, handler)
+            self.gradients.of_step(self.step, [heaviest], self.optimiser.clear)
+        except CannotRelieve as error:
+            raise GateRefused(
+                f"training does not fit into memory: {error}",
+                where=f"row {self.name_row(heaviest.rows[0])}",
+                hint=_SMALLER,
+            ) from error
+        except Asked:
+            pass
+        self.optimiser.clear()
+
+    def _finish_saving(self) -> None:
+        if self.saver.saved_step != self.step:
+            self.saver.wait()
+        if self.saver.saved_step != self.step:  # the stream ended early, or the disk did not take it: once more
+            self.save()
+            self.saver.wait()
+        if self.saver.saved_step != self.step:
+            raise GuardStopped(
+                f"training reached step {self.step}, and its last checkpoint could not be written",
+                where=str(self.checkpoints.path),
+                hint="free some space, then start the same command again: it goes on from the newest checkpoint",
+            )
+
+    def _leave(self) -> None:
+        """Save where the last whole step ended, and say how to go on."""
+        self.optimiser.clear()
+        with suppress(RollBack):  # a step on its way was refused: what is saved is older, and a resume goes around it
+            if self.saver.saved_step != self.step or self.owes_evaluation:
+                self.save()
+        self.saver.wait()
+        saved = self.saver.saved_step
+        state = "a checkpoint is saved" if saved == self.step else f"the newest checkpoint is of step {saved or 0}"
+        what = f"stopped by {self.interrupts.name} after step {self.step} of {self.options.total_steps}; {state}"
+        if self.interrupts.why:
+            raise GuardStopped(
+                what, where=str(self.checkpoints.path), hint=f"look at stacks-*.txt in the run folder, then {_GO_ON}"
+            )
+        raise Interrupted(what, hint=_GO_ON)
 
 
-def _one_if_zero(count: Tensor) -> Tensor:
-    return torch.where(count == 0, torch.ones_like(count), count)
-
-
-def _added(items: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    total: dict[str, Tensor] = {}
-    for item in items:
-        for name, value in item.items():
-            total[name] = total[name] + value if name in total else value
-    return total
-
-
-def _add_means(into: dict[str, Mean], more: Mapping[str, Mean]) -> None:
-    for name, mean in more.items():
-        into[name] = Mean(into[name].total + mean.total, into[name].count + mean.count) if name in into else mean
+_SMALLER = "lower `model.context` or `adapter.rank`, set `training.recompute: on`, or use a larger machine"

@@ -11,12 +11,14 @@ from tunesmith.recipe.root import Recipe
 _FREE_TRAINING = {
     "micro_batch_size", "recompute", "checkpoint_every", "keep_checkpoints", "samples", "log_every",
 }  # fmt: skip
+_FREE_GUARDS = {"max_failed_saves", "stall_minutes"}
 
 
 def identity(recipe: Recipe) -> dict[str, Any]:
     """The part of a recipe that a resume must share: model, data, objective, adapter, optimiser, precision, seed."""
     full = recipe.model_dump(mode="json")
     training = {key: value for key, value in full["training"].items() if key not in _FREE_TRAINING}
+    training["guards"] = {key: value for key, value in training["guards"].items() if key not in _FREE_GUARDS}
     return {
         "model": full["model"],
         "data": full["data"],

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from tunesmith.recipe.guards import GuardsSection, ZClipSection
 from tunesmith.recipe.section import Section
 
 ScheduleName = Literal["cosine", "linear", "constant", "wsd", "slanted"]
@@ -52,6 +53,8 @@ class TrainingSection(Section):
     """Decoupled decay of matrices; vectors (norms, biases) and embeddings are not decayed."""
     clip: float | None = Field(default=1.0, gt=0.0)
     """Largest global gradient norm; null switches clipping off."""
+    adaptive_clip: ZClipSection | None = None
+    """Clip by the norm's own history as well; ``{}`` takes ZClip's defaults."""
     precision: PrecisionName = "auto"
     """``auto`` takes bf16 where the hardware has it, else fp32 on CPU and fp16 on CUDA."""
     recompute: RecomputeChoice = "auto"
@@ -68,6 +71,8 @@ class TrainingSection(Section):
     """Steps between lines of metrics.jsonl."""
     early_stopping: EarlyStoppingSection | None = None
     """Stop on validation loss."""
+    guards: GuardsSection = GuardsSection()
+    """What happens when numbers, disk or time go wrong."""
 
     @model_validator(mode="after")
     def _one_budget(self) -> TrainingSection:

@@ -8,8 +8,7 @@ runs/NAME/  recipe.json  plan.json  environment.json  status.json  ledger.json  
 from __future__ import annotations
 
 import json
-import os
-import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -17,10 +16,22 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import RecipeError, RunError
-from tunesmith.files import append_line, read_json, read_lines, write_json, write_text
+from tunesmith.files import (
+    append_line,
+    disk_trouble,
+    make_folders,
+    mend_tail,
+    read_json,
+    read_lines,
+    remove_folder,
+    sweep,
+    write_json,
+    write_text,
+)
 from tunesmith.recipe.codec import parse
 from tunesmith.recipe.fingerprint import differences, identity
 from tunesmith.recipe.root import Recipe
+from tunesmith.registry import lease
 
 STATUSES = ("running", "done", "interrupted", "stopped")
 _OTHER_RUN = "name another folder with --run, or take the recipe back to what this run was started with"
@@ -57,6 +68,9 @@ class RunFolder:
         self.report_path = path / "report.html"
         self.card_path = path / "card.md"
         self._mended: set[Path] = set()
+        self._waiting: dict[Path, list[dict[str, Any]]] = {}
+        self._is_patient = False
+        self._lock = threading.RLock()
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:
@@ -100,7 +114,9 @@ class RunFolder:
         Raises:
             RunError: it is a file, or holds other files.
         """
-        if self.path.exists() and not self.exists and (not self.path.is_dir() or any(self.path.iterdir())):
+        if not self.path.exists() or self.exists:
+            return
+        if not self.path.is_dir() or any(item.name != lease.NAME for item in self.path.iterdir()):
             raise RunError(
                 "a run needs a folder of its own, and this one holds other files",
                 where=str(self.path),
@@ -120,7 +136,7 @@ class RunFolder:
         try:
             if is_new:
                 write_json(self.recipe_path, dict(recipe))
-            self.scorecards_path.mkdir(exist_ok=True)
+            make_folders(self.scorecards_path)
             yield
         except BaseException as error:
             if is_new:
@@ -209,7 +225,8 @@ class RunFolder:
     def status(self) -> dict[str, Any]:
         """How far the run is: ``status``, ``step``, ``steps``, ``tokens``, ``loss``, ``seconds``, ``message``.
 
-        A run that was created and never said anything is ``interrupted`` at step 0.
+        A run that was created and never said anything is ``interrupted`` at step 0; one that says it is running while no
+        living process holds its lease is ``lost``.
 
         Raises:
             RunError: status.json is torn.
@@ -219,6 +236,8 @@ class RunFolder:
         values = read_json(self.status_path)
         if not isinstance(values, dict) or values.get("status") not in STATUSES:
             raise RunError("the status of the run is torn", where=str(self.status_path))
+        if values["status"] == "running" and lease.owner(self.path) is None:
+            return {**values, "status": "lost", "message": "the process that worked on it is gone"}
         return values
 
     def set_status(self, status: str, **values: Any) -> None:
@@ -260,15 +279,43 @@ class RunFolder:
         """Lines of samples.jsonl."""
         return read_lines(self.samples_path)
 
-    def rewind_metrics(self, step: int) -> int:
+    def rewind_metrics(self, step: int, *, evaluated: bool = True) -> int:
         """Drop metrics and samples after ``step``, so that a resumed run says each step once; events stay.
+
+        Args:
+            step: the last step that stays.
+            evaluated: False drops what the evaluation at ``step`` itself said, which is about to be made again.
 
         Returns:
             Number of lines dropped.
         """
-        return sum(
-            _keep(path, lambda line: int(line["step"]) <= step) for path in (self.metrics_path, self.samples_path)
-        )
+
+        def stays(line: Mapping[str, Any]) -> bool:
+            is_evaluation = "validation_loss" in line or "answer" in line
+            return int(line["step"]) < step + (evaluated or not is_evaluation)
+
+        with self._lock:
+            self._waiting.clear()
+            return sum(_keep(path, stays) for path in (self.metrics_path, self.samples_path))
+
+    @contextmanager
+    def patient(self) -> Iterator[None]:
+        """Within the context a disk that takes no lines is waited for: they are kept in memory and written later.
+
+        Raises:
+            OSError: it still takes none at the end.
+        """
+        self._is_patient = True
+        try:
+            yield
+        finally:
+            self._is_patient = False
+        for path in list(self._waiting):
+            self._drain(path)
+
+    def clean(self) -> list[str]:
+        """Remove what a crash left half-written; returns the names. Only for the holder of the lease."""
+        return sweep(self.path) + sweep(self.scorecards_path)
 
     def scorecards(self) -> dict[str, dict[str, Any]]:
         """Scorecards by name (``base``, ``tuned`` …); the comparison is not one of them.
@@ -286,40 +333,45 @@ class RunFolder:
         return read_json(self.comparison_path) if self.comparison_path.exists() else None
 
     def _append(self, path: Path, line: Mapping[str, Any]) -> None:
-        # A line torn by a crash would swallow the next one: it is closed or cut once, before the first append.
-        if path not in self._mended:
-            _mend_tail(path)
-            self._mended.add(path)
-        append_line(path, dict(line))
+        with self._lock:
+            self._waiting.setdefault(path, []).append(dict(line))
+            try:
+                self._drain(path)
+            except OSError as error:
+                if not self._is_patient or disk_trouble(error) is None:
+                    del self._waiting[path]
+                    raise
+
+    def _drain(self, path: Path) -> None:
+        """Write the lines that wait for ``path``, in order."""
+        waiting = self._waiting.get(path, [])
+        while waiting:
+            try:
+                # A line torn by a crash or a full disk would swallow the next one: it is closed or cut first.
+                if path not in self._mended:
+                    mend_tail(path)
+                    self._mended.add(path)
+                append_line(path, waiting[0])
+            except OSError:
+                self._mended.discard(path)
+                raise
+            waiting.pop(0)
+        self._waiting.pop(path, None)
 
 
 def _clear(folder: Path, made: Sequence[Path]) -> None:
     """Take back a folder that was being made: its files, then those of the folders made for it that are empty."""
     for item in folder.iterdir() if folder.is_dir() else ():
-        if item.is_dir():
-            shutil.rmtree(item, ignore_errors=True)
-        else:
-            item.unlink(missing_ok=True)
+        if item.name == lease.NAME:
+            continue
+        with suppress(OSError):
+            if item.is_dir():
+                remove_folder(item)
+            else:
+                item.unlink(missing_ok=True)
     for empty in made:
         with suppress(OSError):
             empty.rmdir()
-
-
-def _mend_tail(path: Path) -> None:
-    """End the file with a newline, without the torn last line a crash may have left."""
-    if not path.exists():
-        return
-    payload = path.read_bytes()
-    if not payload or payload.endswith(b"\n"):
-        return
-    start = payload.rfind(b"\n") + 1
-    try:
-        json.loads(payload[start:])
-    except ValueError:
-        os.truncate(path, start)
-        return
-    with path.open("ab") as stream:
-        stream.write(b"\n")
 
 
 def _keep(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> int:

@@ -5,7 +5,6 @@ What was written is loaded again and held against the trained model; a gate that
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -24,7 +23,7 @@ from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.engine.checkpoint import CheckpointFolder
 from tunesmith.errors import RunError
 from tunesmith.evaluation.probes import general_texts
-from tunesmith.files import new_folder
+from tunesmith.files import copy_file, new_folder
 from tunesmith.models.causal_lm import CausalLM
 from tunesmith.models.facts import read_facts
 from tunesmith.models.loading import load_model
@@ -113,7 +112,7 @@ class _Export:
         trained_NV = _logits(model, documents)
         notes = write_adapter(folder, adapter, self.recipe.model.name)
         if self.run.card_path.exists():
-            shutil.copyfile(self.run.card_path, folder / "README.md")
+            copy_file(self.run.card_path, folder / "README.md")
         again = load_model(self.base.path)
         attach_saved(again, folder)
         written_NV = _logits(again, documents)
@@ -131,7 +130,7 @@ class _Export:
             folder, model.hf, self.base.path, dtype, template=renderer.template.source, stop_ids=renderer.stop_ids
         )
         if self.run.card_path.exists():
-            shutil.copyfile(self.run.card_path, folder / "README.md")
+            copy_file(self.run.card_path, folder / "README.md")
         written_NV = _logits(load_model(folder), documents)
         return [gate_a(merged_NV, trained_NV), _on_file(written_NV, trained_NV)], notes
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tunesmith.files import write_text
+from tunesmith.files import copy_file, write_text
 from tunesmith.models.facts import DROPPED_FIELDS
 
 CARRIED = (
@@ -55,7 +54,7 @@ def write_model(
     write_text(folder / "config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
     for name in CARRIED:
         if (base / name).is_file():
-            shutil.copyfile(base / name, folder / name)
+            copy_file(base / name, folder / name)
     if stop_ids:
         _name_stops(folder / "generation_config.json", stop_ids)
     if template is not None:

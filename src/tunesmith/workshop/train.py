@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import math
-import shutil
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,45 +11,37 @@ import torch
 
 from tunesmith.adapters.lora import LoraAdapter
 from tunesmith.adapters.peft_files import write_adapter
-from tunesmith.data.loader import PackedStream, StreamOptions
-from tunesmith.engine.checkpoint import CheckpointFolder
-from tunesmith.engine.hooks import Hook
-from tunesmith.engine.options import TrainerOptions
 from tunesmith.engine.randomness import use_deterministic
-from tunesmith.engine.stopping import EarlyStopping
-from tunesmith.engine.trainer import Outcome, Trainer
-from tunesmith.errors import GuardStopped, RunError
+from tunesmith.engine.trainer import Outcome
+from tunesmith.errors import RunError
 from tunesmith.evaluation.comparison import compare
 from tunesmith.evaluation.scorecard import Scorecard
-from tunesmith.files import new_folder, read_json, write_json, write_text
+from tunesmith.files import copy_file, new_folder, read_json, write_json, write_text
 from tunesmith.models.causal_lm import CausalLM
 from tunesmith.models.chat_tokens import untrained_note
 from tunesmith.models.locate import ModelFolder
-from tunesmith.objectives import build as build_objective
 from tunesmith.planning.plan import Plan, require_fit
 from tunesmith.planning.settings import Settings
 from tunesmith.progress import Progress, SilentProgress
 from tunesmith.recipe.fingerprint import fingerprint, identity
 from tunesmith.recipe.objectives import ClmSection
 from tunesmith.recipe.root import Recipe
+from tunesmith.registry.lease import lease
 from tunesmith.registry.runs import RunFolder
 from tunesmith.reports.card import render_card
 from tunesmith.reports.render import write_report
 from tunesmith.types import Adapter
 from tunesmith.workshop.endings import recorded
 from tunesmith.workshop.environment import MemoryMeter, environment
+from tunesmith.workshop.fitting import Fit, check_finite
 from tunesmith.workshop.machinery import Machinery, assemble, attach, load_base
 from tunesmith.workshop.model_files import write_model
 from tunesmith.workshop.planning import plan_with_data, remember_speed
 from tunesmith.workshop.prepare import base_of, open_data
 from tunesmith.workshop.scoring import Scoring
-from tunesmith.workshop.sinks import open_sinks
-from tunesmith.workshop.watching import MetricsHook, ValidationHook
 
 _FREE = ("micro_batch_size", "atom_tokens", "recompute", "checkpoint_every", "keep_checkpoints", "log_every", "threads")
 """Settings that a resume takes from the new plan; all others stay as the run's own plan has them."""
-
-_PROBED_ROWS = 8
 
 
 @dataclass(frozen=True)
@@ -68,35 +57,45 @@ class Run:
     scorecards: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
-def train(plan: Plan, run_folder: Path, *, progress: Progress | None = None) -> Run:
+def train(plan: Plan, run_folder: Path, *, progress: Progress | None = None, restart: bool = False) -> Run:
     """Run a plan, or go on with it, or find that there is nothing to do.
 
     Args:
         plan: of the recipe; its counts are made exact here.
         run_folder: made if missing; one that holds another recipe's run is refused.
         progress: hears all that happens.
+        restart: start from the first step where every checkpoint is damaged.
 
     Raises:
-        RunError: the folder holds another run, or the data or base changed.
+        RunError: the folder holds another run, another process works on it, or the data or base changed.
         GateRefused: the plan does not fit this machine.
         ModelError: the base does not load; nothing is written.
-        GuardStopped: training was stopped; the last good checkpoint stays.
+        GuardStopped: training was stopped, or no checkpoint is good; the last good checkpoint stays.
         Interrupted: by a signal; a checkpoint is saved.
     """
     progress = progress or SilentProgress()
     run = RunFolder(Path(run_folder))
     run.check_free()
-    job = _Job(plan.source or plan.resolved, run, progress)
+    job = _Job(plan.source or plan.resolved, run, progress, restart)
     job.check_unchanged()
-    if run.exists and run.status()["status"] == "done":
-        if not run.report_path.exists():
-            job.write_papers()
+    if _is_done(run):
         return _finished(run, nothing_to_do=True)
-    job.load()
-    job.open()
-    with recorded(run, job):
-        job.train()
+    with lease(run.path):
+        if _is_done(run):  # another process was quicker
+            return _finished(run, nothing_to_do=True)
+        job.load()
+        job.open()
+        with recorded(run, job):
+            job.train()
     return _finished(run)
+
+
+def _is_done(run: RunFolder) -> bool:
+    if not run.exists or run.status()["status"] != "done":
+        return False
+    if not run.report_path.exists():
+        write_papers(run)
+    return True
 
 
 def _finished(run: RunFolder, *, nothing_to_do: bool = False) -> Run:
@@ -115,8 +114,9 @@ def _finished(run: RunFolder, *, nothing_to_do: bool = False) -> Run:
 class _Job:
     """One call of ``train``: everything that is open while it lasts."""
 
-    def __init__(self, recipe: Recipe, run: RunFolder, progress: Progress) -> None:
+    def __init__(self, recipe: Recipe, run: RunFolder, progress: Progress, restart: bool = False) -> None:
         self.recipe = recipe
+        self.restart = restart
         self.run = run
         self.progress = progress
         self.step = 0
@@ -181,7 +181,7 @@ class _Job:
             with run.creating(self.plan.resolved.model_dump(mode="json")):
                 write_json(run.plan_path, self.plan.to_json())
                 write_json(run.ledger_path, self.data.ledger.to_json())
-                shutil.copyfile(self.data.rejected_path, run.rejected_path)
+                copy_file(self.data.rejected_path, run.rejected_path)
                 run.append_event("started", 0, f"run {self.recipe.name} started")
                 write_json(run.environment_path, facts)
 
@@ -207,9 +207,13 @@ class _Job:
         self.has_begun = True
         adapter = attach(model, self.recipe, self.settings)
         self._tell_untrained_ends(model)
-        outcome = self._fit(model, adapter, machine)
+        fit = Fit(
+            self.recipe, self.plan, self.settings, self.run, self.data, self.renderer, self.identity, self.progress,
+            self._say, self.restart, self._at_step,
+        )  # fmt: skip
+        outcome, self.result_step = fit.train(model, adapter, machine)
         peak = self.meter.peak_bytes()
-        self._check_finite(machine)
+        check_finite(machine, self.data, self.result_step)
         self.doing = "writing the result"
         self._write_result(adapter, model)
         self.doing = "scoring the result"
@@ -243,103 +247,14 @@ class _Job:
         card.save(self.run.scorecards_path, "base")
         return card
 
-    def _fit(self, model: Any, adapter: Adapter, machine: Machinery) -> Outcome:
-        settings, recipe = self.settings, self.recipe
-        sinks = open_sinks(recipe.logging, recipe.name, self.run.path, self.plan.resolved.model_dump(mode="json"))
-        stopping = recipe.training.early_stopping
-        early = EarlyStopping(stopping.patience, stopping.min_delta) if stopping else None
-        hooks: list[Hook] = [
-            MetricsHook(self.run, settings, self.progress, sinks),
-            ValidationHook(
-                self.run, self.data, self.renderer, machine, self.progress,
-                samples=recipe.training.samples, stopping=early, sinks=sinks,
-            ),
-        ]  # fmt: skip
-        checkpoints = CheckpointFolder(
-            self.run.checkpoints_path, self.identity, keep=settings.keep_checkpoints, say=self._say
-        )
-        trainer = Trainer(
-            model,
-            build_objective(recipe.objective),
-            adapter,
-            self._stream(),
-            _options(settings),
-            checkpoints,
-            hooks=hooks,
-            name_row=lambda row: str(self.data.train.origin(row)),
-        )
-        self._resume(trainer, checkpoints)
-        self.progress.start(settings.total_steps, trainer.step)
-        try:
-            outcome = trainer.run()
-        finally:
-            self.step = trainer.step
-            self.run.set_status("running", step=trainer.step, tokens=trainer.tokens, seconds=trainer.seconds)
-            for sink in sinks:
-                sink.close()
-        self.result_step = trainer.step
-        if outcome.stopped_early:
-            self._say("stopped_early", outcome.stopped_early)
-        if early is not None and early.best_step and early.best_step != trainer.step:
-            self._take_best(trainer, checkpoints, early)
-        return outcome
-
-    def _check_finite(self, machine: Machinery) -> None:
-        """Refuse a result that the last update spoilt: the loop sees losses before an update, none comes after the last."""
-        rows = range(min(_PROBED_ROWS, self.data.train.num_rows))
-        machine.model.eval()
-        losses = machine.scorer.row_losses([self.data.train.row(index) for index in rows])
-        spoilt = [index for index, (total, _) in zip(rows, losses, strict=True) if not math.isfinite(total)]
-        if spoilt:
-            named = ", ".join(str(self.data.train.origin(index)) for index in spoilt)
-            raise GuardStopped(
-                f"the loss is not finite after the last update, of step {self.result_step}; no result is written",
-                where=f"step {self.result_step}, rows {named}",
-                hint="the usual cause is a learning rate that is too high: try a tenth of it",
-            )
-
-    def _resume(self, trainer: Trainer, checkpoints: CheckpointFolder) -> None:
-        checkpoint = checkpoints.newest()
-        if checkpoint is None:
-            self.run.rewind_metrics(0)
-            return
-        trainer.restore(checkpoint)
-        self.step = checkpoint.step
-        self.run.rewind_metrics(checkpoint.step)
-        self._say("resumed", f"resumed from the checkpoint of step {checkpoint.step} of {self.settings.total_steps}")
-
-    def _take_best(self, trainer: Trainer, checkpoints: CheckpointFolder, early: EarlyStopping) -> None:
-        best = checkpoints.load(early.best_step)
-        if best is None:
-            self._say(
-                "best_lost", f"the best checkpoint, of step {early.best_step}, cannot be read: the last one is used"
-            )
-            return
-        prefix = "adapter/"
-        weights = {name.removeprefix(prefix): value for name, value in best.trained.items() if name.startswith(prefix)}
-        trainer.adapter.load_state(weights)
-        self.result_step = early.best_step
-        self._say(
-            "best_taken",
-            f"the result is the checkpoint of step {early.best_step}, validation loss {early.best_loss:.4f}",
-        )
-
-    def _stream(self) -> PackedStream:
-        settings = self.settings
-        weights = tuple(source.weight for source in self.recipe.data.train)
-        options = StreamOptions(
-            batch_size=settings.batch_size, total_steps=settings.total_steps, atom_tokens=settings.atom_tokens,
-            seed=settings.seed, micro_batch_size=settings.micro_batch_size, source_weights=weights,
-        )  # fmt: skip
-        return PackedStream(self.data.train, options)
+    def _at_step(self, step: int) -> None:
+        self.step = step
 
     def _write_result(self, adapter: Adapter, model: Any) -> None:
         """``adapter/`` in PEFT's layout, or ``model/`` in Hugging Face layout where base parameters trained."""
         is_lora = isinstance(adapter, LoraAdapter)
         target = self.run.adapter_path if is_lora else self.run.model_path
-        if target.exists():
-            shutil.rmtree(target)
-        with new_folder(target) as folder:
+        with new_folder(target, replace=True) as folder:
             if isinstance(adapter, LoraAdapter):
                 notes = write_adapter(folder, adapter, self.recipe.model.name)
             else:
@@ -360,15 +275,10 @@ class _Job:
         remember_speed(self.plan, outcome.seconds, outcome.steps)
         self.run.append_event("done", outcome.steps, f"done after {outcome.steps} steps")
         self.run.set_status("done", **measured)
-        self.write_papers()
-
-    def write_papers(self) -> None:
-        """The model card and the report, from what the folder holds."""
-        write_text(self.run.card_path, render_card(self.run.path))
-        write_report(self.run.path)
+        write_papers(self.run)
 
 
-def _options(settings: Settings) -> TrainerOptions:
-    names = TrainerOptions.__dataclass_fields__
-    values: Mapping[str, Any] = {name: getattr(settings, name) for name in names if hasattr(settings, name)}
-    return TrainerOptions(**values)
+def write_papers(run: RunFolder) -> None:
+    """The model card and the report, from what the folder holds."""
+    write_text(run.card_path, render_card(run.path))
+    write_report(run.path)

@@ -34,13 +34,13 @@ class MetricsHook:
     def after_step(self, facts: StepFacts) -> None:
         """One line a step."""
         speed = facts.tokens / facts.seconds if facts.seconds > 0 else 0.0
-        line = {
+        line: dict[str, Any] = {
             "step": facts.step, "loss": _finite(facts.loss), "learning_rate": facts.learning_rate,
             "grad_norm": _finite(facts.grad_norm), "tokens": facts.tokens_total, "trained_tokens": facts.trained_tokens,
             "tokens_per_second": round(speed, 1), "seconds": round(facts.seconds, 6), **facts.metrics,
         }  # fmt: skip
         if not facts.applied:
-            line["skipped"] = True
+            line["refused_by"] = facts.refused_by
         self.run.append_metric(line)
         for sink in self.sinks:
             sink.log(facts.step, {key: value for key, value in line.items() if isinstance(value, float)})
@@ -51,6 +51,10 @@ class MetricsHook:
     def at_interval(self, step: int) -> str | None:
         """Nothing to do."""
         return None
+
+    def rewind(self, step: int) -> None:
+        """Drop the lines of steps that are done again another way, validation and samples among them."""
+        self.run.rewind_metrics(step)
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing to keep."""
@@ -119,6 +123,9 @@ class ValidationHook:
                     "answer": answer.text,
                 }
             )
+
+    def rewind(self, step: int) -> None:
+        """Nothing to do: the metrics' hook takes back what was written."""
 
     def state_dict(self) -> dict[str, Any]:
         """State of early stopping; its best step protects that checkpoint."""

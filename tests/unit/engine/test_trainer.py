@@ -6,6 +6,7 @@ import math
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ import torch
 from tests.loops import Recorder, make_trainer
 from tunesmith.engine.stopping import EarlyStopping
 from tunesmith.errors import GuardStopped, Interrupted
+from tunesmith.objectives.next_token import NextToken
+from tunesmith.types import Loss
 
 
 def test_training_lowers_the_loss(tmp_path: Path) -> None:
@@ -23,20 +26,17 @@ def test_training_lowers_the_loss(tmp_path: Path) -> None:
 
 
 def test_a_step_that_is_not_finite_is_not_applied_and_stops_the_run(tmp_path: Path) -> None:
-    trainer, recorder = make_trainer(tmp_path, scope="full")
-    original = trainer.objective.__class__.__call__
     before: dict[str, torch.Tensor] = {}
 
-    def poisoned(self: object, model: object, batch: object, seen: object) -> object:
-        loss = original(self, model, batch, seen)
-        if trainer.step == 3:
-            before.update({name: tensor.clone() for name, tensor in trainer.adapter.state().items()})
-            loss.totals["loss"] = loss.totals["loss"] * float("nan")
-        return loss
+    class Poisoned(NextToken):
+        def __call__(self, model: Any, batch: Any, seen: Any) -> Loss:
+            loss = super().__call__(model, batch, seen)
+            if trainer.step == 3:
+                before.update({name: tensor.clone() for name, tensor in trainer.adapter.state().items()})
+                loss.totals["loss"] = loss.totals["loss"] * math.nan
+            return loss
 
-    trainer.objective = type("Poisoned", (), {"__call__": poisoned, "counts": trainer.objective.counts,
-        "survey": trainer.objective.survey, "penalty": trainer.objective.penalty, "parts": trainer.objective.parts})()  # fmt: skip
-    original = type(make_trainer(tmp_path / "x")[0].objective).__call__
+    trainer, recorder = make_trainer(tmp_path, scope="full", objective=Poisoned())
     with pytest.raises(GuardStopped) as raised:
         trainer.run()
     assert raised.value.exit_code == 4

@@ -13,6 +13,7 @@ from tunesmith.errors import RunError
 from tunesmith.recipe.codec import parse
 from tunesmith.recipe.root import Recipe
 from tunesmith.registry import run_folder
+from tunesmith.registry.lease import lease
 from tunesmith.registry.run_folder import RunFolder
 
 
@@ -104,7 +105,10 @@ def test_status_keeps_what_is_not_given_anew_but_not_the_old_message(tmp_path: P
     run = make_run(tmp_path / "a")
     run.set_status("stopped", step=3, steps=10, message="the loss is not finite")
     run.set_status("running", step=4)
-    assert run.status() == {"status": "running", "step": 4, "steps": 10, "message": ""}
+    with lease(run.path):
+        assert run.status() == {"status": "running", "step": 4, "steps": 10, "message": ""}
+    lost = {"status": "lost", "step": 4, "steps": 10, "message": "the process that worked on it is gone"}
+    assert run.status() == lost, "nobody holds the lease: its process is gone"
     with pytest.raises(ValueError, match="sleeping"):
         run.set_status("sleeping")
 

@@ -1,0 +1,226 @@
+"""Training itself, between the scores of the base and those of the result: builds the loop's parts, resumes, picks the best."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from tunesmith.data.loader import PackedStream, StreamOptions
+from tunesmith.data.prepared import Prepared
+from tunesmith.data.rendering import Renderer
+from tunesmith.engine.checkpoint import CheckpointFolder, Say
+from tunesmith.engine.clipping import ZClipOptions
+from tunesmith.engine.hooks import Hook
+from tunesmith.engine.interrupts import Interrupts
+from tunesmith.engine.options import TrainerOptions
+from tunesmith.engine.recovery import GuardOptions
+from tunesmith.engine.spikes import SpikeOptions
+from tunesmith.engine.stopping import EarlyStopping
+from tunesmith.engine.trainer import Outcome, Trainer
+from tunesmith.engine.vitals import LayerVital
+from tunesmith.engine.watchdog import Watchdog, WatchdogOptions
+from tunesmith.errors import GuardStopped
+from tunesmith.models.causal_lm import CausalLM
+from tunesmith.objectives import build as build_objective
+from tunesmith.planning.plan import Plan
+from tunesmith.planning.settings import Settings
+from tunesmith.progress import Progress
+from tunesmith.recipe.root import Recipe
+from tunesmith.registry.runs import RunFolder
+from tunesmith.types import Adapter
+from tunesmith.workshop.machinery import Machinery
+from tunesmith.workshop.sinks import open_sinks
+from tunesmith.workshop.watching import MetricsHook, ValidationHook
+
+_PROBED_ROWS = 8
+_SYNCHRONOUS_BYTES = 1 << 30
+"""On a CPU the copy that a background save needs comes out of the memory that trains: larger states are saved in the step."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Everything the loop is built from.
+
+    Attributes:
+        recipe, plan, settings: as resolved.
+        run: the folder.
+        data: prepared.
+        renderer: of the model.
+        identity: fingerprint that checkpoints carry.
+        progress: hears each step.
+        say: kind of event and sentence.
+        restart: start from the first step although checkpoints were set aside.
+        at_step: told how far training is.
+    """
+
+    recipe: Recipe
+    plan: Plan
+    settings: Settings
+    run: RunFolder
+    data: Prepared
+    renderer: Renderer
+    identity: str
+    progress: Progress
+    say: Say
+    restart: bool = False
+    at_step: Callable[[int], None] = lambda step: None
+
+    def train(self, model: CausalLM, adapter: Adapter, machine: Machinery) -> tuple[Outcome, int]:
+        """Train to the end; returns how it ended and the step that is the result.
+
+        Raises:
+            GuardStopped, GateRefused, Interrupted: as the loop does.
+        """
+        sinks = open_sinks(
+            self.recipe.logging, self.recipe.name, self.run.path, self.plan.resolved.model_dump(mode="json")
+        )
+        stopping = self.recipe.training.early_stopping
+        early = EarlyStopping(stopping.patience, stopping.min_delta) if stopping else None
+        hooks: list[Hook] = [
+            MetricsHook(self.run, self.settings, self.progress, sinks),
+            ValidationHook(
+                self.run, self.data, self.renderer, machine, self.progress,
+                samples=self.recipe.training.samples, stopping=early, sinks=sinks,
+            ),
+        ]  # fmt: skip
+        checkpoints = CheckpointFolder(
+            self.run.checkpoints_path, self.identity, keep=self.settings.keep_checkpoints, say=self.say
+        )
+        trainer = self._trainer(model, adapter, hooks, checkpoints)
+        self._resume(trainer, checkpoints)
+        self.progress.start(self.settings.total_steps, trainer.step)
+        try:
+            with self.run.patient():
+                outcome = trainer.run()
+        finally:
+            self.at_step(trainer.step)
+            with suppress(OSError):  # a full disk ended it, and that is what is told
+                self.run.set_status("running", step=trainer.step, tokens=trainer.tokens, seconds=trainer.seconds)
+            for sink in sinks:
+                sink.close()
+        if outcome.stopped_early:
+            self.say("stopped_early", outcome.stopped_early)
+        if early is not None and early.best_step and early.best_step != trainer.step:
+            return outcome, self._take_best(trainer, checkpoints, early)
+        return outcome, trainer.step
+
+    def _trainer(self, model: CausalLM, adapter: Adapter, hooks: list[Hook], checkpoints: CheckpointFolder) -> Trainer:
+        interrupts = Interrupts()
+        minutes = self.recipe.training.guards.stall_minutes
+        watchdog = Watchdog(
+            self.run.path,
+            WatchdogOptions(stop_after_seconds=None if minutes is None else minutes * 60),
+            interrupts,
+            self.say,
+            last_words=lambda text: self.run.set_status("stopped", message=text),
+        )
+        return Trainer(
+            model, build_objective(self.recipe.objective), adapter, self._stream(), self._options(model), checkpoints,
+            hooks=hooks, name_row=lambda row: str(self.data.train.origin(row)), say=self.say,
+            tell_layers=self._tell_layers, interrupts=interrupts, watchdog=watchdog,
+        )  # fmt: skip
+
+    def _options(self, model: CausalLM) -> TrainerOptions:
+        names = TrainerOptions.__dataclass_fields__
+        values: Mapping[str, Any] = {
+            name: getattr(self.settings, name) for name in names if hasattr(self.settings, name)
+        }
+        training = self.recipe.training
+        guards, zclip = training.guards, training.adaptive_clip
+        policies = {name: getattr(guards, name) for name in GuardOptions.__dataclass_fields__}
+        trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        return TrainerOptions(
+            **values,
+            guards=GuardOptions(**policies),
+            spikes=SpikeOptions(**guards.spikes.model_dump()) if guards.spikes else None,
+            zclip=ZClipOptions(**zclip.model_dump()) if zclip else None,
+            max_failed_saves=guards.max_failed_saves,
+            has_dropout=_has_dropout(model, self.recipe),
+            save_in_background=self.settings.device != "cpu" or trained * 12 < _SYNCHRONOUS_BYTES,
+        )
+
+    def _tell_layers(self, step: int, vitals: list[LayerVital]) -> None:
+        layers = {
+            item.layer: {
+                "update_norm": _short(item.update_norm), "weight_norm": _short(item.weight_norm),
+                "grad_norm": _short(item.grad_norm), "ratio": _short(item.ratio),
+            }
+            for item in vitals
+        }  # fmt: skip
+        self.run.append_metric({"step": step, "layers": layers})
+
+    def _resume(self, trainer: Trainer, checkpoints: CheckpointFolder) -> None:
+        for name in checkpoints.clean() + self.run.clean():
+            self.say("swept", f"{name} was left half-written by a process that ended, and is removed")
+        try:
+            checkpoint = checkpoints.newest()
+        except GuardStopped:
+            if not self.restart:
+                raise
+            self.say("restarted", "no checkpoint is good: training starts from the first step again, as --restart asks")
+            checkpoint = None
+        if checkpoint is None:
+            self.run.rewind_metrics(0)
+            return
+        trainer.restore(checkpoint)
+        self.at_step(checkpoint.step)
+        self.run.rewind_metrics(checkpoint.step, evaluated=not trainer.owes_evaluation)
+        self.say("resumed", f"resumed from the checkpoint of step {checkpoint.step} of {self.settings.total_steps}")
+
+    def _take_best(self, trainer: Trainer, checkpoints: CheckpointFolder, early: EarlyStopping) -> int:
+        best = checkpoints.load(early.best_step)
+        if best is None:
+            self.say(
+                "best_lost", f"the best checkpoint, of step {early.best_step}, cannot be read: the last one is used"
+            )
+            return trainer.step
+        prefix = "adapter/"
+        weights = {name.removeprefix(prefix): value for name, value in best.trained.items() if name.startswith(prefix)}
+        trainer.adapter.load_state(weights)
+        self.say(
+            "best_taken",
+            f"the result is the checkpoint of step {early.best_step}, validation loss {early.best_loss:.4f}",
+        )
+        return early.best_step
+
+    def _stream(self) -> PackedStream:
+        settings = self.settings
+        options = StreamOptions(
+            batch_size=settings.batch_size, total_steps=settings.total_steps, atom_tokens=settings.atom_tokens,
+            seed=settings.seed, micro_batch_size=settings.micro_batch_size,
+            source_weights=tuple(source.weight for source in self.recipe.data.train),
+        )  # fmt: skip
+        return PackedStream(self.data.train, options)
+
+
+def check_finite(machine: Machinery, data: Prepared, step: int) -> None:
+    """Refuse a result that the last update spoilt: the loop sees losses before an update, none comes after the last.
+
+    Raises:
+        GuardStopped: the loss of some of the first rows is not finite.
+    """
+    rows = range(min(_PROBED_ROWS, data.train.num_rows))
+    machine.model.eval()
+    losses = machine.scorer.row_losses([data.train.row(index) for index in rows])
+    spoilt = [index for index, (total, _) in zip(rows, losses, strict=True) if not math.isfinite(total)]
+    if spoilt:
+        named = ", ".join(str(data.train.origin(index)) for index in spoilt)
+        raise GuardStopped(
+            f"the loss is not finite after the last update, of step {step}; no result is written",
+            where=f"step {step}, rows {named}",
+            hint="the usual cause is a learning rate that is too high: try a tenth of it",
+        )
+
+
+def _has_dropout(model: CausalLM, recipe: Recipe) -> bool:
+    layers = any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
+    return layers or getattr(recipe.adapter, "dropout", 0.0) > 0
+
+
+def _short(value: float) -> float | None:
+    return float(f"{value:.4g}") if math.isfinite(value) else None
