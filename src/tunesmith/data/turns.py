@@ -18,6 +18,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from tunesmith.data.chat_template import ChatTemplate, Span, TemplateError, Tools, template_dict
 from tunesmith.data.template_habits import Habits, prompt_text
@@ -151,7 +152,7 @@ class Conversation:
     def stretched(self, span: Span) -> Span:
         """The span, with the end-of-turn token directly behind it."""
         for end in self._habits.ends:
-            match = re.compile(r"\s*" + re.escape(end)).match(self.text, span[1])
+            match = _after_space(end).match(self.text, span[1])
             if match:
                 return span[0], match.end()
         return span
@@ -278,6 +279,11 @@ class Conversation:
         if "".join(pieces) + marked[position:] != self.text:
             return None
         return {index: _placed(edges.get(2 * index, []), edges.get(2 * index + 1, [])) for index in indices}
+
+
+@lru_cache(maxsize=64)
+def _after_space(text: str) -> re.Pattern[str]:
+    return re.compile(r"\s*" + re.escape(text))
 
 
 def _in_plane(text: str, base: int) -> bool:
