@@ -16,7 +16,14 @@ from tunesmith.data.formats import note
 from tunesmith.data.held_out import HeldOutSplit, Splitter
 from tunesmith.data.labels import LabelCounter
 from tunesmith.data.ledger import Ledger, SourceCount, summarise
-from tunesmith.data.notes import duplicate_notes, format_notes, reject_notes, split_notes, warning_notes
+from tunesmith.data.notes import (
+    duplicate_notes,
+    format_notes,
+    reject_notes,
+    split_notes,
+    text_row_hint,
+    warning_notes,
+)
 from tunesmith.data.overlong import Overlong
 from tunesmith.data.prepared import LEDGER, REJECTED, Split, write_meta
 from tunesmith.data.reading import ReadRow, SourceFiles, read
@@ -246,7 +253,7 @@ class Builder:
                 f"no row is left to train on: of {ledger.rows_in:,} rows {ledger.held_out:,} are held out and "
                 f"{sum(ledger.rejected.values()):,} rejected{f' ({reasons})' if reasons else ''}",
                 where=", ".join(source.name for source in self._sources if source.role == "train"),
-                hint="add training rows, or lower data.validation and data.test",
+                hint=text_row_hint(self._sources) or "add training rows, or lower data.validation and data.test",
             )
 
     def _close_ledger(self) -> None:
@@ -260,7 +267,7 @@ class Builder:
             *self._overlong.notes(),
             *warning_notes(self._warnings),
             *reject_notes(ledger, self._context),
-            *split_notes(ledger),
+            *split_notes(ledger, self._sources, self._data),
         ]
         if not (ledger.balanced and ledger.balanced_tokens):
             raise RuntimeError(f"the ledger does not add up: {ledger}")

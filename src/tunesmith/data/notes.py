@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from tunesmith.data.ledger import POLICY_REASONS, Ledger, SourceCount
 from tunesmith.data.prepared import Split
 from tunesmith.data.reading import SourceFiles
-from tunesmith.recipe.data import DuplicatePolicy
+from tunesmith.data.sources import is_text
+from tunesmith.recipe.data import DataSection, DuplicatePolicy, SplitSection
 
 
 def count_of(number: int, one: str, many: str) -> str:
@@ -67,11 +68,39 @@ def reject_notes(ledger: Ledger, context: int) -> list[str]:
     return said
 
 
-def split_notes(ledger: Ledger) -> list[str]:
+def split_notes(ledger: Ledger, sources: Sequence[SourceFiles], data: DataSection) -> list[str]:
     """Splits that came out empty."""
-    held = (("validation", ledger.validation_rows), ("test", ledger.test_rows))
-    return [
-        f"the {split} split holds no row: data.{split} gives none of these {ledger.rows_in:,} rows"
-        for split, rows in held
-        if not rows
+    rows = {"validation": ledger.validation_rows, "test": ledger.test_rows}
+    empty = [split for split, number in rows.items() if not number]
+    said = document_notes(empty, sources, data)
+    unasked = [split for split in empty if split not in _asked(empty, data)] if said else empty
+    return said + [
+        f"the {split} split holds no row: data.{split} gives none of these {ledger.rows_in:,} rows" for split in unasked
     ]
+
+
+def document_notes(empty: Sequence[str], sources: Sequence[SourceFiles], data: DataSection) -> list[str]:
+    """The sentence about fractions that hold nothing out because a text file is one document, where that is so.
+
+    Args:
+        empty: splits without a row.
+        sources: of all roles.
+        data: the recipe's section.
+    """
+    asked, hint = _asked(empty, data), text_row_hint(sources)
+    return [f"nothing is held out for {' or '.join(asked)}: {hint}"] if asked and hint else []
+
+
+def text_row_hint(sources: Sequence[SourceFiles]) -> str | None:
+    """How to make more rows of text files, where every training file is read as one document."""
+    train = [source for source in sources if source.role == "train"]
+    if any(source.section.row != "file" or not all(is_text(path) for path, _ in source.files) for source in train):
+        return None
+    names = ", ".join(source.name for source in train)
+    keys = " and ".join(f"data.train.{source.index}.row" for source in train)
+    return f"a .txt file is one document, above 1 MiB pieces of 64 KiB ({names}); set {keys} to `paragraph` or `line`"
+
+
+def _asked(empty: Sequence[str], data: DataSection) -> list[str]:
+    """Those of the empty splits that a fraction asks for."""
+    return [split for split in empty if isinstance(given := getattr(data, split), SplitSection) and given.fraction > 0]

@@ -8,14 +8,13 @@
 | ``.json`` | an array of objects, an object with one list of them, one object, or JSON lines |
 | ``.csv`` ``.tsv`` | a header, then rows; quoted fields may hold line ends |
 | ``.parquet`` | rows of the table |
-| ``.txt`` | one document a file; see ``text_rows`` |
+| ``.txt`` | one document a file, a paragraph or a line; see ``text_rows`` |
 
 All but parquet may be packed as ``.gz`` or ``.zst``.
 """
 
 from __future__ import annotations
 
-import codecs
 import difflib
 import glob
 import re
@@ -23,81 +22,19 @@ import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tunesmith.data.bad_row import BadRow
 from tunesmith.data.json_rows import json_rows, jsonl_rows
-from tunesmith.data.streams import PACKED, decode, open_stream, refuse_utf16, visible
+from tunesmith.data.streams import PACKED
 from tunesmith.data.table_rows import csv_rows, parquet_rows, tsv_rows
+from tunesmith.data.text_rows import TEXT_READERS, file_rows
 from tunesmith.errors import DataError
-from tunesmith.recipe.data import SourceSection
-from tunesmith.records import Origin, RawRow, Rejected
+from tunesmith.recipe.data import SourceSection, TextRow
+from tunesmith.records import RawRow, Rejected
 
 Reader = Callable[[Path, str], Iterator[RawRow | Rejected]]
 
-WHOLE_TEXT_BYTES = 1 << 20
-"""A text file up to this size is one document."""
-
-PIECE_BYTES = 1 << 16
-"""About the size of the pieces of a longer one."""
+TXT = ".txt"
 
 _SHOWN_NAMES = 8
-
-
-def text_rows(path: Path, shown: str) -> Iterator[RawRow | Rejected]:
-    """Plain text: the file is one document, blank lines and all.
-
-    A file above ``WHOLE_TEXT_BYTES`` (1 MiB) is cut into pieces of about ``PIECE_BYTES`` (64 KiB) at the next blank
-    line, or after four times as much at a line end, or within a line. The pieces joined are the file: nothing is lost
-    or changed. The line of a piece is where it starts. A piece with bytes that are not UTF-8 is a Rejected.
-    """
-    with open_stream(path) as stream:
-        head = stream.read(WHOLE_TEXT_BYTES + 1)
-        is_whole = len(head) <= WHOLE_TEXT_BYTES
-    refuse_utf16(head, shown)
-    if is_whole:
-        offset = len(codecs.BOM_UTF8) if head.startswith(codecs.BOM_UTF8) else 0
-        if head:
-            yield _text_row(head[offset:], offset, Origin(shown, 1))
-        return
-    line, offset = 1, 0
-    for piece in _pieces(path):
-        mark = len(codecs.BOM_UTF8) if not offset and piece.startswith(codecs.BOM_UTF8) else 0
-        yield _text_row(piece[mark:], offset + mark, Origin(shown, line))
-        offset += len(piece)
-        line += piece.count(b"\n")
-
-
-def _pieces(path: Path) -> Iterator[bytes]:
-    held: list[bytes] = []
-    size = 0
-    with open_stream(path) as stream:
-        while data := stream.readline(PIECE_BYTES):
-            data += stream.read(_missing_bytes(data))
-            held.append(data)
-            size += len(data)
-            if (size >= PIECE_BYTES and not data.strip()) or size >= 4 * PIECE_BYTES:
-                yield b"".join(held)
-                held, size = [], 0
-    if held:
-        yield b"".join(held)
-
-
-def _missing_bytes(data: bytes) -> int:
-    """How many bytes the last character of UTF-8 bytes lacks, 0 where it is whole or is none."""
-    for back in range(1, min(4, len(data)) + 1):
-        byte = data[-back]
-        if byte >= 0xC0:
-            width = 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4
-            return max(0, width - back)
-        if byte < 0x80:
-            return 0
-    return 0
-
-
-def _text_row(data: bytes, offset: int, origin: Origin) -> RawRow | Rejected:
-    try:
-        return RawRow(origin, {"text": decode(data, offset)})
-    except BadRow as fault:
-        return Rejected(origin, fault.reason, fault.detail, visible(data))
 
 
 READERS: dict[str, Reader] = {
@@ -107,9 +44,9 @@ READERS: dict[str, Reader] = {
     ".csv": csv_rows,
     ".tsv": tsv_rows,
     ".parquet": parquet_rows,
-    ".txt": text_rows,
+    TXT: file_rows,
 }
-"""Suffix to reader."""
+"""Suffix to reader; a ``.txt`` file may be cut otherwise, see ``TEXT_READERS``."""
 
 _KNOWN = f"known: {', '.join(READERS)}, each but .parquet also with {' or '.join(PACKED)}"
 
@@ -240,24 +177,30 @@ def _content(folder: Path) -> str:
     return f"{folder} holds: {', '.join(names[:_SHOWN_NAMES])}{more}"
 
 
-def read_rows(path: Path, shown: str) -> Iterator[RawRow | Rejected]:
+def is_text(path: Path) -> bool:
+    """Whether the file is plain text, packed or not."""
+    return _suffix(path) == TXT
+
+
+def read_rows(path: Path, shown: str, row: TextRow = "file") -> Iterator[RawRow | Rejected]:
     """Stream the rows of one file; faulty rows come as Rejected in their place.
 
     Args:
         path: the file; its suffix chooses the reader.
         shown: its name in origins and messages.
+        row: what one row of a ``.txt`` file is.
 
     Raises:
         DataError: the file is missing, torn, unreadable or without any row, or broken so that its rows cannot be told
             apart.
     """
-    reader = _reader(_known(path))
+    reader = TEXT_READERS[row] if is_text(path) else _reader(_known(path))
     assert reader is not None
     num_rows = 0
     try:
-        for row in reader(path, shown):
+        for item in reader(path, shown):
             num_rows += 1
-            yield row
+            yield item
     except FileNotFoundError as error:
         raise DataError("there is no such file", where=shown, hint=_near(path)) from error
     except (OSError, EOFError, zlib.error) as error:

@@ -54,7 +54,7 @@ def lines(stream: io.BufferedIOBase, shown: str) -> Iterator[Line]:
             raise DataError(
                 f"a line is longer than {MAX_ITEM_BYTES >> 20} MiB",
                 where=f"{shown}:{number}",
-                hint="a row of jsonl, csv and tsv is one line; an array of objects is a .json file",
+                hint="a row of jsonl, csv and tsv is one line, and text may be read as `row: file`; an array of objects is a .json file",
             )
         length = len(data)
         if number == 1:

@@ -8,15 +8,17 @@ import io
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 from math import isqrt
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from tunesmith.data.sources import PIECE_BYTES, WHOLE_TEXT_BYTES, read_rows
+from tunesmith.data.sources import is_text, read_rows
 from tunesmith.data.streams import PACKED
+from tunesmith.data.text_rows import PIECE_BYTES, WHOLE_TEXT_BYTES
+from tunesmith.recipe.data import TextRow
 from tunesmith.records import Origin, RawRow, Rejected
 
 WHOLE_BYTES = 1 << 18
@@ -26,6 +28,7 @@ COUNTED_BYTES = 32 << 20
 _READ_BYTES = 8 << 20
 _PROBE_BYTES = 4 << 20
 _TEXT_PIECES = 32
+_BLOCK_BYTES = 1 << 17
 
 Sampled = RawRow | Rejected
 
@@ -49,26 +52,40 @@ class FileSample:
     note: str | None = None
 
 
-def sample_file(path: Path, shown: str, wanted: int, generator: np.random.Generator) -> FileSample:
+def sample_file(
+    path: Path, shown: str, wanted: int, generator: np.random.Generator, row: TextRow = "file"
+) -> FileSample:
     """Take about ``wanted`` rows of a file.
+
+    Args:
+        path: the file.
+        shown: its name in origins and messages.
+        wanted: how many.
+        generator: chooses them.
+        row: what one row of a ``.txt`` file is.
 
     Raises:
         DataError: the file cannot be read.
     """
     suffixes = path.name.lower()
     size = path.stat().st_size
-    if suffixes.endswith(PACKED):
-        return _from_start(path, shown, wanted, _packed_bytes(path) if size > WHOLE_BYTES else None)
+    if suffixes.endswith(PACKED) and size > WHOLE_BYTES:
+        return _from_start(path, shown, wanted, _packed_bytes(path), row)
     if suffixes.endswith(".parquet"):
         return _parquet(path, shown, wanted)
-    if size <= WHOLE_BYTES or (suffixes.endswith(".txt") and size <= WHOLE_TEXT_BYTES):
-        return _whole(list(read_rows(path, shown)), wanted, generator)
+    if size <= WHOLE_BYTES or (is_text(path) and row == "file" and size <= WHOLE_TEXT_BYTES):
+        return _whole(list(read_rows(path, shown, row)), wanted, generator)
     if suffixes.endswith(".json"):
         if size <= COUNTED_BYTES and (rows := _whole_json(path, shown)) is not None:
             return _whole(rows, wanted, generator)
         return _from_start(path, shown, wanted, size)
-    if suffixes.endswith(".txt"):
-        return _text_pieces(path, shown, min(wanted, _TEXT_PIECES), generator)
+    if is_text(path):
+        pieces = min(wanted, _TEXT_PIECES)
+        return (
+            _text_pieces(path, shown, pieces, generator)
+            if row == "file"
+            else _text_blocks(path, shown, wanted, generator, row)
+        )
     if size <= COUNTED_BYTES:
         return _counted(path, shown, wanted, generator)
     return _sought(path, shown, wanted, generator)
@@ -83,6 +100,57 @@ def _text_pieces(path: Path, shown: str, wanted: int, generator: np.random.Gener
             stream.seek(int(offset))
             rows.append(RawRow(Origin(shown, 0), {"text": stream.read(PIECE_BYTES).decode("utf-8", "ignore")}))
     return FileSample(rows, size / PIECE_BYTES, counted=False)
+
+
+def _text_blocks(path: Path, shown: str, wanted: int, generator: np.random.Generator, row: TextRow) -> FileSample:
+    """Paragraphs or lines that begin in the file, all of them counted, or else in random blocks of it."""
+    size = path.stat().st_size
+    if size <= COUNTED_BYTES:
+        content = path.read_bytes()
+        starts = text_starts(content, row)
+        ends = np.append(starts[1:], size)
+        chosen = np.arange(len(starts))
+        if len(starts) > wanted:
+            chosen = np.sort(generator.choice(len(starts), size=wanted, replace=False))
+        rows = [_text_row(content[starts[index] : ends[index]], shown) for index in chosen]
+        return FileSample(rows, len(starts), counted=True)
+    spans: list[tuple[int, int]] = []
+    with path.open("rb") as stream:
+        # Blocks reach over both ends of the file, so that every byte of it is as likely.
+        for offset in generator.integers(1 - _BLOCK_BYTES, size, size=_READ_BYTES // _BLOCK_BYTES):
+            begin = max(0, int(offset))
+            stream.seek(begin)
+            starts = begin + text_starts(stream.read(int(offset) + _BLOCK_BYTES - begin), row)
+            # The first row of a block may have begun before it, and the last may go on behind it.
+            spans += pairwise(starts[int(begin > 0) :].tolist())
+        if not spans:
+            return _from_start(path, shown, wanted, size, row)
+        rows = []
+        for index in np.sort(generator.choice(len(spans), size=min(wanted, len(spans)), replace=False)):
+            start, end = spans[index]
+            stream.seek(start)
+            rows.append(_text_row(stream.read(end - start), shown))
+    sizes = np.diff(np.asarray(spans)).ravel()
+    mean = float(sizes.mean())
+    spread = float(sizes.std()) / mean / isqrt(len(sizes))
+    return FileSample(rows, size / mean, counted=False, row_spread=spread)
+
+
+def text_starts(content: bytes, row: TextRow) -> np.ndarray:
+    """Offsets of the lines that hold more than white space; for paragraphs, of those that no such line stands before."""
+    if not content:
+        return np.zeros(0, dtype=np.int64)
+    letters = np.frombuffer(content, dtype=np.uint8)
+    starts = np.concatenate(([0], np.flatnonzero(letters == ord("\n")) + 1))
+    starts = starts[starts < len(content)]
+    is_full = np.maximum.reduceat(letters, starts) > ord(" ")
+    if row == "paragraph":
+        is_full &= ~np.concatenate(([False], is_full[:-1]))
+    return starts[is_full]
+
+
+def _text_row(data: bytes, shown: str) -> Sampled:
+    return RawRow(Origin(shown, 0), {"text": data.decode("utf-8", "ignore").strip("\r\n")})
 
 
 def _whole(rows: list[Sampled], wanted: int, generator: np.random.Generator) -> FileSample:
@@ -103,19 +171,23 @@ def _whole_json(path: Path, shown: str) -> list[Sampled] | None:
     return [RawRow(Origin(shown, number), value) for number, value in enumerate(values, 1)]
 
 
-def _from_start(path: Path, shown: str, wanted: int, num_bytes: float | None) -> FileSample:
-    """The first rows; their number follows from the bytes that they would take in the file. None: read all."""
-    if num_bytes is None:
-        rows = list(read_rows(path, shown))
-        return FileSample(rows[:: max(1, len(rows) // wanted)], len(rows), counted=True)
-    rows = list(islice(read_rows(path, shown), wanted + 1))
+def _from_start(path: Path, shown: str, wanted: int, num_bytes: float, row: TextRow = "file") -> FileSample:
+    """The first rows; their number follows from the bytes that they would take in the file."""
+    rows = list(islice(read_rows(path, shown, row), wanted + 1))
     if len(rows) <= wanted:
         return FileSample(rows, len(rows), counted=True)
-    sizes = [len(json.dumps(row.values, default=str).encode("utf-8")) for row in rows]
+    sizes = [_size_of(item.values, is_text(path)) for item in rows]
     mean = max(1.0, sum(sizes) / len(sizes))
     spread = float(np.std(sizes)) / mean / isqrt(len(sizes))
     note = f"{shown} cannot be sought: the estimate rests on its first {len(rows):,} rows"
     return FileSample(rows, num_bytes / mean, counted=False, row_spread=max(spread, 0.05), note=note)
+
+
+def _size_of(values: Any, as_text: bool) -> int:
+    """Bytes that a row takes in its file, about."""
+    if as_text and isinstance(values, Mapping):
+        return len(str(values["text"]).encode("utf-8")) + 1
+    return len(json.dumps(values, default=str).encode("utf-8"))
 
 
 def _packed_bytes(path: Path) -> float:

@@ -19,6 +19,7 @@ import numpy as np
 
 from tunesmith.data.bad_row import BadRow
 from tunesmith.data.formats import FORMATS, check_columns, detect
+from tunesmith.data.notes import document_notes
 from tunesmith.data.packing import windows
 from tunesmith.data.reading import DETECTION_ROWS, SourceFiles, resolve
 from tunesmith.errors import DataError
@@ -134,12 +135,17 @@ def estimate_counts(recipe: Recipe, renderer: Renders, context: int) -> Counts:
         parts: list[tuple[FileSample, _Tally]] = []
         for path, shown in files:
             share = sizes[path] / chosen_bytes * source_bytes / all_bytes
-            sample = sample_file(path, shown, max(_MIN_ROWS, round(SAMPLE_ROWS * share)), generator)
+            wanted = max(_MIN_ROWS, round(SAMPLE_ROWS * share))
+            sample = sample_file(path, shown, wanted, generator, source.section.row)
             tally = _rendered(sample, source.section, shown, renderer, recipe, context, share)
             parts.append((sample, tally))
             notes += [sample.note] if sample.note else []
         if len(files) < len(source.files):
             notes.append(f"{source.name}: {len(files)} of {len(source.files)} files were sampled")
+        if len(sources) == len(source.files) == 1 and parts[0][0].num_rows == 1:
+            # A single row is not cut: it trains whole, or nothing does.
+            kept_share = 1.0
+            notes += document_notes(("validation", "test"), sources, recipe.data)
         _add_source(total, parts, source.section, source_bytes / max(1, chosen_bytes), kept_share)
         for _, tally in parts:
             _merge(merged, tally)

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field
 from tunesmith.recipe.section import Section
 
 FormatName = Literal["auto", "text", "alpaca", "messages", "sharegpt", "prompt-completion", "labelled"]
+TextRow = Literal["file", "paragraph", "line"]
 OverlongPolicy = Literal["error", "drop", "split", "truncate"]
 DuplicatePolicy = Literal["drop", "error", "keep"]
 
@@ -22,6 +23,8 @@ class SourceSection(Section):
     """Shape of the rows; ``auto`` detects it from the columns and says what it found."""
     columns: dict[str, str] = Field(default_factory=dict)
     """Field of the format -> column name, or a template such as ``"{title}\\n{body}"``."""
+    row: TextRow = "file"
+    """What one row of a ``.txt`` file is; splits hold out whole rows. Blank lines part paragraphs and are no rows."""
     weight: float = Field(default=1.0, gt=0.0)
     """How often each row is seen in an epoch: 2 is twice, 0.5 is every second row, another half each epoch."""
     limit: int | None = Field(default=None, gt=0)

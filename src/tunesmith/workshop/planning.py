@@ -6,8 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 
+from tunesmith.data.notes import document_notes
 from tunesmith.data.ordering import epoch_order
 from tunesmith.data.prepared import Prepared
+from tunesmith.data.reading import resolve
 from tunesmith.planning.plan import Plan, make_plan
 from tunesmith.planning.settings import Counts, counts_of_lengths
 from tunesmith.planning.speeds import record
@@ -22,7 +24,9 @@ def exact_counts(recipe: Recipe, data: Prepared) -> Counts:
     weights = np.asarray([source.weight for source in recipe.data.train])
     rows = None if np.all(weights == 1.0) else weights[np.asarray(data.train.sources)]
     stored = sum(store.num_tokens for store in (data.train, data.validation, data.test) if store is not None)
-    return counts_of_lengths(data.train.lengths, data.train.num_trained, weights=rows, stored_tokens=stored)
+    counts = counts_of_lengths(data.train.lengths, data.train.num_trained, weights=rows, stored_tokens=stored)
+    empty = [name for name, store in (("validation", data.validation), ("test", data.test)) if store is None]
+    return replace(counts, notes=(*counts.notes, *document_notes(empty, resolve(recipe), recipe.data)))
 
 
 def plan_recipe(recipe: Recipe) -> Plan:

@@ -393,6 +393,58 @@ def test_sources_are_numbered_and_limited(bench: Bench) -> None:
     assert any("a.jsonl: reading ended at 20 rows" in note for note in result.ledger.notes)
 
 
+# --- text files ---------------------------------------------------------------------------------------------------
+
+
+def book(bench: Bench, paragraphs: int = 60) -> None:
+    text = "\n\n".join(f"Paragraph {index} tells of\nthe sea." for index in range(paragraphs))
+    (bench.folder / "book.txt").write_text(text, encoding="utf-8")
+
+
+def test_a_text_by_paragraph_can_be_held_out(bench: Bench) -> None:
+    book(bench)
+    result = bench.prepare(train={"path": "book.txt", "row": "paragraph"}, validation=0.2, test=0.2)
+    assert result.ledger.rows_in == 60
+    assert result.ledger.validation_rows > 3
+    assert result.ledger.test_rows > 3
+    assert {(line - 1) % 3 for line in lines_of(result.train)} == {0}
+    assert not any("held out" in note for note in result.ledger.notes)
+    lines = bench.prepare(train={"path": "book.txt", "row": "line"}, validation=0.2, test=0.2)
+    # "the sea." is the same line each time and falls on one side as a whole.
+    assert lines.ledger.rows_in == 120
+    assert lines.key != result.key
+
+
+@pytest.mark.parametrize("validation", [0.05, 0.0])
+def test_a_fraction_of_one_document_is_said_to_hold_nothing_out(bench: Bench, validation: float) -> None:
+    book(bench)
+    result = bench.prepare(train="book.txt", validation=validation, test=0.01)
+    assert (result.ledger.trained, result.ledger.held_out) == (1, 0)
+    said = " ".join(result.ledger.notes)
+    names = "validation or test" if validation else "test"
+    assert f"nothing is held out for {names}: a .txt file is one document" in said
+    assert "(book.txt); set data.train.0.row to `paragraph` or `line`" in said
+    assert ("the validation split holds no row" in said) == (not validation)
+
+
+def test_a_document_that_is_held_out_whole_names_the_key(bench: Bench) -> None:
+    book(bench)
+    with pytest.raises(DataError, match="no row is left to train on") as caught:
+        bench.prepare(train="book.txt", test=0.999)
+    assert "data.train.0.row" in caught.value.hint
+
+
+def test_the_rows_of_other_files_are_not_cut(bench: Bench) -> None:
+    book(bench)
+    bench.jsonl("train.jsonl", questions(5))
+    with pytest.raises(DataError) as caught:
+        bench.prepare(train=[{"path": "book.txt", "row": "line"}, {"path": ["train.jsonl"], "row": "line"}])
+    assert "`row: line` cuts .txt files, and train.jsonl is none" in caught.value.what
+    assert caught.value.where == "recipe r [data.train.1.row]"
+    assert caught.value.hint
+    assert caught.value.exit_code == 2
+
+
 # --- overlong rows ------------------------------------------------------------------------------------------------
 
 

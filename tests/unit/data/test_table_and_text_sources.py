@@ -7,6 +7,7 @@ import datetime
 import gzip
 import io
 import json
+import tracemalloc
 from decimal import Decimal
 from pathlib import Path
 
@@ -17,8 +18,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tunesmith.data.bad_row import REASONS
-from tunesmith.data.sources import PIECE_BYTES, WHOLE_TEXT_BYTES, read_rows
+from tunesmith.data.sources import read_rows
+from tunesmith.data.text_rows import PIECE_BYTES, WHOLE_TEXT_BYTES
 from tunesmith.errors import DataError
+from tunesmith.recipe.data import TextRow
 from tunesmith.records import RawRow, Rejected
 
 
@@ -35,9 +38,9 @@ def zst(content: bytes) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-def read(path: Path) -> tuple[list[tuple[int, dict]], list[tuple[int, str]]]:
+def read(path: Path, row: TextRow = "file") -> tuple[list[tuple[int, dict]], list[tuple[int, str]]]:
     """(line, values) of the rows and (line, reason) of the rejects."""
-    items = list(read_rows(path, "shown"))
+    items = list(read_rows(path, "shown", row))
     assert all(item.origin.file == "shown" for item in items)
     rejects = [item for item in items if isinstance(item, Rejected)]
     assert all(item.reason in REASONS and item.detail for item in rejects)
@@ -45,9 +48,9 @@ def read(path: Path) -> tuple[list[tuple[int, dict]], list[tuple[int, str]]]:
     return rows, [(item.origin.line, item.reason) for item in rejects]
 
 
-def fault(path: Path) -> DataError:
+def fault(path: Path, row: TextRow = "file") -> DataError:
     with pytest.raises(DataError) as caught:
-        list(read_rows(path, "shown"))
+        list(read_rows(path, "shown", row))
     assert caught.value.where.startswith("shown")
     assert caught.value.hint
     return caught.value
@@ -160,8 +163,8 @@ def test_a_text_file_is_one_document_with_its_blank_lines(tmp_path: Path) -> Non
 def test_a_long_text_is_cut_without_loss(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, paragraph: str, packing: str
 ) -> None:
-    monkeypatch.setattr("tunesmith.data.sources.WHOLE_TEXT_BYTES", 16_000)
-    monkeypatch.setattr("tunesmith.data.sources.PIECE_BYTES", 1000)
+    monkeypatch.setattr("tunesmith.data.text_rows.WHOLE_TEXT_BYTES", 16_000)
+    monkeypatch.setattr("tunesmith.data.text_rows.PIECE_BYTES", 1000)
     text = paragraph * (32_000 // len(paragraph.encode()))
     content = text.encode()
     shaped = {"": content, ".gz": gzip.compress(content), ".zst": zst(content)}[packing]
@@ -195,3 +198,68 @@ def test_text_that_is_not_utf8_is_rejected_where_it_stands(tmp_path: Path) -> No
     assert len(bad) == 1
     assert f"offset {len(good)} " in bad[0].detail
     assert len(items) > 10
+
+
+BLANKS = "\ufeff\r\n \t\nOne,\r\n  still one.\r\n\u3000\r\nTwo.\n\n\x0c\n\u00a0\nThree é"
+CUT = {
+    "paragraph": [(3, "One,\r\n  still one."), (6, "Two."), (10, "Three é")],
+    "line": [(3, "One,"), (4, "  still one."), (6, "Two."), (10, "Three é")],
+}
+
+
+@pytest.mark.parametrize("packing", ["", ".gz", ".zst"])
+@pytest.mark.parametrize("row", ["paragraph", "line"])
+def test_text_by_paragraph_or_line(tmp_path: Path, row: TextRow, packing: str) -> None:
+    content = BLANKS.encode()
+    shaped = {"": content, ".gz": gzip.compress(content), ".zst": zst(content)}[packing]
+    rows, rejects = read(write(tmp_path / f"a.txt{packing}", shaped), row)
+    assert [(line, values["text"]) for line, values in rows] == CUT[row]
+    assert rejects == []
+
+
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=st.text(alphabet="ab é\u2028\u00a0\x85\t\r\n", min_size=1).filter(lambda text: text.strip()))
+def test_no_word_of_a_text_is_lost_and_every_row_stands_where_it_says(tmp_path: Path, text: str) -> None:
+    path = write(tmp_path / "a.txt", text)
+    every = text.split("\n")
+    full = [number for number, line in enumerate(every, 1) if line.strip()]
+    rows, _ = read(path, "line")
+    assert [(line, values["text"]) for line, values in rows] == [(n, every[n - 1].rstrip("\r\n")) for n in full]
+    parted, _ = read(path, "paragraph")
+    assert [line for line, _ in parted] == [number for number in full if number - 1 not in full]
+    kept = [(line + more, part) for line, values in parted for more, part in enumerate(values["text"].split("\n"))]
+    assert [(line, part.rstrip("\r")) for line, part in kept] == [(n, every[n - 1].rstrip("\r")) for n in full]
+
+
+@pytest.mark.parametrize("row", ["paragraph", "line"])
+def test_bytes_that_are_not_utf8_cost_only_their_row(tmp_path: Path, row: TextRow) -> None:
+    path = write(tmp_path / "a.txt", b"good\n\nbad \xe9\n\ngood again\n")
+    assert read(path, row) == ([(1, {"text": "good"}), (5, {"text": "good again"})], [(3, "wrong_encoding")])
+    (rejected,) = [item for item in read_rows(path, "shown", row) if isinstance(item, Rejected)]
+    assert "offset 10 " in rejected.detail
+    assert rejected.values == "bad \\xe9"
+
+
+def test_blank_text_holds_no_rows_by_paragraph_or_line(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.txt", " \n\t\n")
+    for row in ("paragraph", "line"):
+        assert "holds no rows" in fault(path, row).what
+
+
+def test_a_paragraph_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tunesmith.data.text_rows.MAX_ITEM_BYTES", 1 << 20)
+    error = fault(write(tmp_path / "a.txt", "head\n\n" + "a line of it\n" * 100_000), "paragraph")
+    assert error.what == "a paragraph is longer than 1 MiB"
+    assert error.where == "shown:3"
+    assert "row: line" in error.hint
+
+
+@pytest.mark.parametrize("row", ["paragraph", "line"])
+def test_a_large_text_is_read_in_bounded_memory(tmp_path: Path, row: TextRow) -> None:
+    path = write(tmp_path / "a.txt", "a line of some words\nand another\n\n" * 60_000)
+    tracemalloc.start()
+    number = sum(1 for _ in read_rows(path, "shown", row))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert number == 60_000 * (1 if row == "paragraph" else 2)
+    assert peak < 1 << 19, "the file has 2 MB"

@@ -18,7 +18,7 @@ import pytest
 from tunesmith.data.bad_row import BadRow
 from tunesmith.errors import DataError
 from tunesmith.planning import row_sample
-from tunesmith.planning.row_sample import row_starts, sample_file
+from tunesmith.planning.row_sample import row_starts, sample_file, text_starts
 from tunesmith.planning.sampling import estimate_counts
 from tunesmith.recipe.codec import parse
 from tunesmith.recipe.root import Recipe
@@ -139,6 +139,50 @@ def test_long_text_becomes_windows(tmp_path: Path) -> None:
     assert counts.tokens == pytest.approx(6 * 60_000, rel=0.03)
     assert counts.rows == pytest.approx(6 * 60_000 / 512, rel=0.06)
     assert counts.longest <= 512
+
+
+@pytest.mark.parametrize("row", ["paragraph", "line"])
+@pytest.mark.parametrize("how", ["small", "counted", "sought", "packed", "from start"])
+def test_rows_of_a_text_are_counted_or_estimated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, row: str, how: str
+) -> None:
+    """Lines grow longer to the end of the file, every second is short, blank lines hold spaces."""
+    lengths = np.sort(np.random.default_rng(0).geometric(0.1, 200 if how == "small" else 20_000))
+    is_packed = how in ("packed", "from start")
+    if how == "from start":
+        np.random.default_rng(1).shuffle(lengths)
+        monkeypatch.setattr(row_sample, "WHOLE_BYTES", 1 << 12)
+    text = "".join("word " * int(n) + "\nlast line\n \n\n" for n in lengths)
+    name = "x.txt.gz" if is_packed else "x.txt"
+    (tmp_path / name).write_bytes(gzip.compress(text.encode(), 1) if is_packed else text.encode())
+    if how == "sought":
+        monkeypatch.setattr(row_sample, "COUNTED_BYTES", 1 << 18)
+    found = []
+    for seed in range(4):
+        made = recipe_of(tmp_path, {"path": name, "row": row}, seed=seed)
+        found.append(estimate_counts(made.model_copy(update={"objective": parse_clm()}), Words(), 10_000))
+    truth = len(lengths) * (1 if row == "paragraph" else 2)
+    near = {"sought": 0.05, "from start": 0.1}.get(how, 1e-9)
+    assert np.mean([item.rows for item in found]) == pytest.approx(truth, rel=near)
+    assert np.mean([item.tokens for item in found]) == pytest.approx(len(text.split()), rel=max(near, 0.05))
+
+
+def test_starts_of_rows_in_text() -> None:
+    content = b" \none\nmore\n\t \n\n  two\r\n\r\nthree"
+    assert [content[i : i + 5].split()[0] for i in text_starts(content, "paragraph")] == [b"one", b"two", b"three"]
+    assert [content[i : i + 5].split()[0] for i in text_starts(content, "line")] == [b"one", b"more", b"two", b"three"]
+    assert len(text_starts(b"", "line")) == len(text_starts(b"\n \n", "paragraph")) == 0
+
+
+def test_a_fraction_of_one_document_is_said_to_hold_nothing_out(tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_text("some words\n\nof a document")
+    made = recipe_of(tmp_path, "x.txt", test=0.1).model_copy(update={"objective": parse_clm()})
+    counts = estimate_counts(made, Words(), 512)
+    assert (counts.rows, counts.tokens) == (1, 5)
+    assert any("nothing is held out for test" in note and "data.train.0.row" in note for note in counts.notes)
+    cut = recipe_of(tmp_path, {"path": "x.txt", "row": "paragraph"}, test=0.1)
+    notes = estimate_counts(cut.model_copy(update={"objective": parse_clm()}), Words(), 512).notes
+    assert not any("held out" in note for note in notes)
 
 
 def parse_clm():

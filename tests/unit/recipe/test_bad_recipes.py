@@ -78,6 +78,7 @@ WRONG_TYPE = [
     ("evaluation: {tasks: {type: loss}}\n", "evaluation.tasks", "write `tasks: [a, b]`"),
     ("evaluation: {preserve: [generl]}\n", "evaluation.preserve.0", "did you mean `general`?"),
     ("      limit: 0\n", "data.train.0.limit", "given: 0"),
+    ("      row: paragraf\n", "data.train.0.row", "did you mean `paragraph`?"),
     ("      columns: {a-b: 3}\n", "data.train.0.columns.a-b", "in quotes"),
     ("  validation: {fraction: 2}\n", "data.validation.fraction", "given: 2"),
     ("  validation: true\n", "data.validation", "given: True"),
