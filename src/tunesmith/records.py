@@ -14,14 +14,22 @@ Role = Literal["system", "user", "assistant", "tool"]
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a row came from: the file as the user wrote it, and the line (or row of a table), from 1."""
+    """Where a row came from.
+
+    Attributes:
+        file: as the user wrote it.
+        line: from 1, or the row of a table; 0 where it is not known.
+        row: number of the element, from 1, of a JSON array, which may be all on one line; else None.
+    """
 
     file: str
     line: int
+    row: int | None = None
 
     def __str__(self) -> str:
-        """Return ``file:line``."""
-        return f"{self.file}:{self.line}"
+        """Return ``file:line``, with `` (row n)`` behind it for an element of an array."""
+        place = f"{self.file}:{self.line}" if self.line else self.file
+        return place if self.row is None else f"{place} (row {self.row})"
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ import io
 import json
 import re
 from collections.abc import Iterator, Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -69,9 +70,9 @@ def json_rows(path: Path, shown: str) -> Iterator[RawRow | Rejected]:
         scanner = _Scanner(stream, shown)
         first = scanner.peek()
         if first == "[":
-            yield from _array(scanner, shown)
+            yield from _array(scanner)
         elif first == "{":
-            yield from _wrapper(scanner, shown)
+            yield from _wrapper(scanner)
         elif first:
             scanner.fail(f"a file of rows starts with [ or {{, not {first!r}")
         if scanner.peek():
@@ -156,6 +157,7 @@ class _Scanner:
 
     def __init__(self, stream: io.BufferedIOBase, shown: str) -> None:
         self.line = 1
+        self.row: int | None = None
         self._shown = shown
         self._stream = stream
         self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
@@ -163,6 +165,11 @@ class _Scanner:
         self._at = 0
         self._num_bytes = 0
         self._ended = False
+
+    @property
+    def origin(self) -> Origin:
+        """Where the scanner stands: the line, and the number of the element in an array."""
+        return Origin(self._shown, self.line, self.row)
 
     def peek(self) -> str:
         """The next character that is not white space, "" at the end of the file."""
@@ -215,7 +222,7 @@ class _Scanner:
         """Raise DataError at the current line."""
         raise DataError(
             f"broken JSON: {message}",
-            where=f"{self._shown}:{self.line}",
+            where=str(self.origin),
             hint="mend the file; in JSON lines (.jsonl) a broken row is only one rejected row",
         )
 
@@ -247,27 +254,29 @@ class _Scanner:
         self._at = 0
 
 
-def _array(scanner: _Scanner, shown: str) -> Iterator[RawRow | Rejected]:
+def _array(scanner: _Scanner) -> Iterator[RawRow | Rejected]:
     scanner.take("[")
     if scanner.peek() == "]":
         scanner.take("]")
         return
-    while True:
+    for number in count(1):
+        scanner.row = number
         scanner.peek()
-        origin = Origin(shown, scanner.line)
+        origin = scanner.origin
         try:
             row = _as_row(scanner.value(), origin)
         except BadRow as fault:
             row = Rejected(origin, fault.reason, fault.detail)
         yield row
         if scanner.take(",]") == "]":
+            scanner.row = None
             return
 
 
-def _wrapper(scanner: _Scanner, shown: str) -> Iterator[RawRow | Rejected]:
+def _wrapper(scanner: _Scanner) -> Iterator[RawRow | Rejected]:
     """The items of the one list of an object, or the object itself."""
     scanner.peek()
-    origin = Origin(shown, scanner.line)
+    origin = scanner.origin
     scanner.take("{")
     values: dict[str, Any] = {}
     list_name: str | None = None
@@ -282,7 +291,7 @@ def _wrapper(scanner: _Scanner, shown: str) -> Iterator[RawRow | Rejected]:
                         f"the object has two lists, `{list_name}` and `{name}`: which holds the rows is unclear"
                     )
                 list_name = name
-                yield from _array(scanner, shown)
+                yield from _array(scanner)
             elif list_name is None:
                 values[name] = scanner.value()
                 if len(values) > _MAX_KEYS:

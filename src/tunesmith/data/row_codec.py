@@ -55,6 +55,7 @@ def row_to_json(row: Row) -> dict[str, Any]:
         "id": row.id,
         "file": row.origin.file,
         "line": row.origin.line,
+        "row_number": row.origin.row,
         "source": row.source,
         "group": row.group,
         "record": record_to_json(row.record),
@@ -63,15 +64,16 @@ def row_to_json(row: Row) -> dict[str, Any]:
 
 def row_from_json(plain: Mapping[str, Any]) -> Row:
     """Inverse of ``row_to_json``."""
-    origin = Origin(plain["file"], plain["line"])
+    origin = Origin(plain["file"], plain["line"], plain["row_number"])
     return Row(plain["id"], origin, plain["source"], record_from_json(plain["record"]), plain["group"])
 
 
 def rejected_to_json(rejected: Rejected) -> dict[str, Any]:
-    """A line of rejected.jsonl."""
+    """A line of rejected.jsonl; ``row`` is what stood there, ``row_number`` its number in a JSON array."""
     return {
         "file": rejected.origin.file,
         "line": rejected.origin.line,
+        "row_number": rejected.origin.row,
         "reason": rejected.reason,
         "detail": rejected.detail,
         "row": rejected.values,
@@ -86,8 +88,9 @@ def read_rows_json(path: Path) -> Iterator[Row]:
 
 
 def row_id(origin: Origin, record: Record) -> str:
-    """16 hex digits from file, line and content."""
-    content = to_line([origin.file, origin.line, record_to_json(record)])
+    """16 hex digits from file, line, number in an array, and content."""
+    place = [origin.file, origin.line] if origin.row is None else [origin.file, origin.line, origin.row]
+    content = to_line([*place, record_to_json(record)])
     return hashlib.blake2b(content, digest_size=8).hexdigest()
 
 

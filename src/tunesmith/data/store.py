@@ -22,7 +22,7 @@ from tunesmith.errors import RunError
 from tunesmith.files import read_json, write_json
 from tunesmith.records import Origin, Row
 
-STORE_VERSION = 2
+STORE_VERSION = 3
 """Part of the cache key: raise it whenever stored bytes, formats, splits or the account would come out differently."""
 
 WHOLE = -1
@@ -30,12 +30,12 @@ WHOLE = -1
 
 _BUFFER_BYTES = 1 << 20
 _TOKENS, _TRAINED, _ROWS, _META = "tokens.bin", "trained.bin", "rows.bin", "store.json"
-_ROW = struct.Struct("<qqQiiiih6x")
+_ROW = struct.Struct("<qqQiiiih2xI")
 _ROW_DTYPE = np.dtype(
     {
-        "names": ["start", "line", "id", "length", "trained", "file", "window", "source"],
-        "formats": ["<i8", "<i8", "<u8", "<i4", "<i4", "<i4", "<i4", "<i2"],
-        "offsets": [0, 8, 16, 24, 28, 32, 36, 40],
+        "names": ["start", "line", "id", "length", "trained", "file", "window", "source", "row"],
+        "formats": ["<i8", "<i8", "<u8", "<i4", "<i4", "<i4", "<i4", "<i2", "<u4"],
+        "offsets": [0, 8, 16, 24, 28, 32, 36, 40, 44],
         "itemsize": _ROW.size,
     }
 )
@@ -84,8 +84,10 @@ class StoreWriter:
             mask[0] = 0
         num_trained = int(mask.sum())
         file = self._files.setdefault(row.origin.file, len(self._files))
+        place = row.origin
+        lengths = (len(tokens), num_trained)
         record = _ROW.pack(
-            self.num_tokens, row.origin.line, int(row.id, 16), len(tokens), num_trained, file, window, row.source
+            self.num_tokens, place.line, int(row.id, 16), *lengths, file, window, row.source, place.row or 0
         )
         self._tokens.write(tokens.tobytes())
         self._trained.write(mask.tobytes())
@@ -166,8 +168,9 @@ class TokenStore:
         return text if window == WHOLE else f"{text}#{window}"
 
     def origin(self, index: int) -> Origin:
-        """File and line of the source row."""
-        return Origin(self._files[int(self._rows["file"][index])], int(self._rows["line"][index]))
+        """File and line of the source row, and its number in a JSON array."""
+        record = self._rows[index]
+        return Origin(self._files[int(record["file"])], int(record["line"]), int(record["row"]) or None)
 
     def _check(self) -> None:
         """Hold the row table against the counts: a torn table would hand out other rows' tokens."""

@@ -168,7 +168,7 @@ def _whole_json(path: Path, shown: str) -> list[Sampled] | None:
         return None
     if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
         return None
-    return [RawRow(Origin(shown, number), value) for number, value in enumerate(values, 1)]
+    return [RawRow(Origin(shown, 0, number), value) for number, value in enumerate(values, 1)]
 
 
 def _from_start(path: Path, shown: str, wanted: int, num_bytes: float, row: TextRow = "file") -> FileSample:

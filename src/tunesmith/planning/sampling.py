@@ -316,11 +316,6 @@ def _merge(into: _Tally, tally: _Tally) -> None:
     into.longest = max(into.longest, tally.longest)
 
 
-def _place(rejected: Rejected) -> str:
-    """File and line; the file alone where the row was found by seeking."""
-    return str(rejected.origin) if rejected.origin.line else rejected.origin.file
-
-
 def _counts(total: _Total, merged: _Tally, notes: list[str], recipe: Recipe, context: int) -> Counts:
     sampled, rendered = len(merged.characters), len(merged.tokens)
     reasons = ", ".join(f"{reason} {count}" for reason, count in merged.reasons.most_common(4))
@@ -333,7 +328,7 @@ def _counts(total: _Total, merged: _Tally, notes: list[str], recipe: Recipe, con
                 if first
                 else f"; {merged.overlong:,} are longer than the context of {context:,} tokens"
             ),
-            where=_place(first) if first else "data.train",
+            where=str(first.origin) if first else "data.train",
             hint="`tunesmith data check RECIPE` shows every rejected row with its reason",
         )
     if reasons:

@@ -76,6 +76,15 @@ def test_show_gives_tokens_with_their_mask(call: Call, recipe: Path) -> None:
     assert all(set(token) == {"id", "text", "trained"} for token in found["tokens"])
 
 
+def test_show_of_an_array_on_one_line_names_the_row(call: Call, recipe: Path) -> None:
+    rows = [{"text": f"question {index}", "label": "repair"} for index in range(5)]
+    Path("rows.json").write_text(json.dumps(rows), encoding="utf-8")
+    said = call("data", "show", str(recipe), "data.train.0.path=rows.json", "--row", "3", "--json")
+    assert said.code == 0, said.err
+    assert said.json["origin"] == "rows.json:1 (row 4)"
+    assert said.json["raw"] == rows[3]
+
+
 def test_show_marks_what_is_trained(call: Call, recipe: Path) -> None:
     said = call("data", "show", str(recipe), "--row", "0")
     assert said.code == 0, said.err

@@ -208,8 +208,29 @@ def test_rejected_rows_are_written_with_file_line_reason_and_row(bench: Bench) -
     assert (first["file"], first["line"]) == ("train.jsonl", 3)
     assert {first["reason"], second["reason"]} <= {"template_failed", "wrong_encoding", "broken_json"}
     assert (second["line"], second["reason"]) == (4, "broken_json")
+    assert second["row_number"] is None
     assert second["detail"]
     assert "2 faulty rows were rejected" in " ".join(result.ledger.notes)
+
+
+def test_rows_of_an_array_on_one_line_are_told_apart(bench: Bench) -> None:
+    rows = [*questions(3), chat("why BOOM"), chat("question number 1"), 7]
+    (bench.folder / "train.json").write_text(json.dumps(rows), encoding="utf-8")
+    (bench.folder / "test.json").write_text(json.dumps([chat("the same"), chat("the same")]), encoding="utf-8")
+    result = bench.prepare(train="train.json", test="test.json", max_rejected=0.5)
+    assert {(item["file"], item["line"], item["row_number"], item["reason"]) for item in rejects(result)} == {
+        ("train.json", 1, 4, "template_failed"),
+        ("train.json", 1, 6, "wrong_type"),
+    }
+    assert [str(result.train.origin(index)) for index in range(4)] == [f"train.json:1 (row {n})" for n in (1, 2, 3, 5)]
+    assert [str(row.origin) for row in result.rows("test")] == ["test.json:1 (row 1)", "test.json:1 (row 2)"]
+    # Evaluation pairs answers by the id of their row.
+    ids = [row.id for row in result.rows("test")] + [result.train.row_id(index) for index in range(4)]
+    assert len(set(ids)) == 6
+    with pytest.raises(DataError) as caught:
+        bench.prepare(train="train.json")
+    assert caught.value.where == "train.json:1 (row 4)"
+    assert "template_failed, 1 row: train.json:1 (row 4): boom" in caught.value.what
 
 
 def test_held_out_rows_come_back_whole(bench: Bench) -> None:

@@ -222,31 +222,52 @@ def test_an_array_knows_its_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize(
-    ("text", "line", "message"),
+    ("text", "place", "message"),
     [
-        ('[\n{"a": 1},\n{"a": 1,,}\n]', 3, "Expecting property name"),
-        ('[\n{"a": 1}\n{"a": 2}\n]', 3, "Expecting , or ]"),
-        ('[\n{"a": 1},\n{"a": "x', 3, "cut off"),
-        ('[\n{"a": 1},\n', 3, "cut off"),
-        ('[\n{"a": 1}\n', 3, "cut off"),
-        ('[{"a": 1}]\n[2]', 2, "more text"),
-        ('[\n{"a": NaN}]', 2, "NaN"),
-        ('{"a": [{"b": 1}],\n"c": [{"b": 1}]}', 2, "two lists"),
-        ('{"a": 1,\n}', 2, "found '}'"),
-        ('"text"', 1, "starts with"),
-        ("\n\nhello", 3, "starts with"),
-        ("[" * 100_000, 1, "nested"),
+        ('[\n{"a": 1},\n{"a": 1,,}\n]', "3 (row 2)", "Expecting property name"),
+        ('[\n{"a": 1}\n{"a": 2}\n]', "3 (row 1)", "Expecting , or ]"),
+        ('[\n{"a": 1},\n{"a": "x', "3 (row 2)", "cut off"),
+        ('[\n{"a": 1},\n', "3 (row 2)", "cut off"),
+        ('[\n{"a": 1}\n', "3 (row 1)", "cut off"),
+        ('[{"a": 1}, {"a": 2}, {"a" 3}, {"a": 4}]', "1 (row 3)", "Expecting ':'"),
+        ('{"version": 1, "data": [{"a": 1}, {"a" 2}]}', "1 (row 2)", "Expecting ':'"),
+        ('[{"a": 1}]\n[2]', "2", "more text"),
+        ('[\n{"a": NaN}]', "2 (row 1)", "NaN"),
+        ('{"a": [{"b": 1}],\n"c": [{"b": 1}]}', "2", "two lists"),
+        ('{"a": 1,\n}', "2", "found '}'"),
+        ('"text"', "1", "starts with"),
+        ("\n\nhello", "3", "starts with"),
+        ("[" * 100_000, "1 (row 1)", "nested"),
     ],
 )
 @pytest.mark.parametrize("chunk", [1 << 16, 3])
 def test_a_broken_array_is_refused_with_its_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, line: int, message: str, chunk: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, place: str, message: str, chunk: int
 ) -> None:
     if len(text) < 1000:
         monkeypatch.setattr("tunesmith.data.json_rows._CHUNK_BYTES", chunk)
     error = fault(write(tmp_path / "a.json", text))
     assert message in error.what
-    assert error.where == f"shown:{line}"
+    assert error.where == f"shown:{place}"
+
+
+@pytest.mark.parametrize("wrapped", ["{}", '{{"version": 2, "data": {}}}'])
+def test_elements_of_an_array_carry_their_number(tmp_path: Path, wrapped: str) -> None:
+    text = wrapped.format('[{"a": 1}, 3, {"a": "\\ud800"},\n{"a": 2}]')
+    items = list(read_rows(write(tmp_path / "a.json", text), "a.json"))
+    assert [str(item.origin) for item in items] == [
+        "a.json:1 (row 1)",
+        "a.json:1 (row 2)",
+        "a.json:1 (row 3)",
+        "a.json:2 (row 4)",
+    ]
+    assert [isinstance(item, Rejected) for item in items] == [False, True, True, False]
+
+
+@pytest.mark.parametrize("text", ['{"a": 1}\n{"a": 2}\n', '{"a": 1}'])
+def test_rows_that_are_no_elements_have_no_number(tmp_path: Path, text: str) -> None:
+    items = list(read_rows(write(tmp_path / "a.json", text), "a.json"))
+    assert [str(item.origin) for item in items] == ["a.json:1", "a.json:2"][: len(items)]
 
 
 def test_a_byte_of_an_array_that_is_not_utf8_is_refused_with_its_place(tmp_path: Path) -> None:

@@ -48,6 +48,16 @@ def test_rows_come_out_as_they_went_in(
     assert store.num_trained == store.trained_lengths.sum()
 
 
+def test_the_number_in_an_array_is_kept(tmp_path: Path) -> None:
+    places = [Origin("a.json", 1, 1), Origin("a.json", 1, 2**31), Origin("b.jsonl", 2**40)]
+    with StoreWriter(tmp_path / "s") as writer:
+        for number, place in enumerate(places):
+            writer.add(Row(f"{number:016x}", place, 0, Text("x")), [1, 2], [True, True])
+    store = TokenStore(tmp_path / "s")
+    assert [store.origin(index) for index in range(3)] == places
+    assert str(store.origin(1)) == "a.json:1 (row 2147483648)"
+
+
 def test_windows_carry_their_number_in_the_id(tmp_path: Path) -> None:
     row = make_row(255)
     with StoreWriter(tmp_path / "s") as writer:
