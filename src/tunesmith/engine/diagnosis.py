@@ -42,7 +42,7 @@ def find_cause(
     """
     if names := _damaged(model):
         trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-        named = ", ".join(names[:_MOST_NAMED]) + (
+        named = ", ".join(name.removeprefix("hf.") for name in names[:_MOST_NAMED]) + (
             f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
         )
         if set(names) <= trained:

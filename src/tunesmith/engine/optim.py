@@ -79,12 +79,13 @@ class Optimiser:
         return tensors
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Inverse of ``state``."""
+        """Inverse of ``state``; a parameter without state has had no step yet."""
         by_name: dict[str, dict[str, Tensor]] = {}
         for path, value in tensors.items():
             name, _, key = path.rpartition("/")
             by_name.setdefault(name, {})[key] = value
         for name, parameter in zip(self.names, self.parameters, strict=True):
+            self.torch.state.pop(parameter, None)
             if name in by_name:
                 self.torch.state[parameter] = {
                     key: value.to(parameter.device).clone() for key, value in by_name[name].items()

@@ -82,13 +82,13 @@ class Reckoning:
             hook.after_step(told)
 
     def _stopped(self, end: GiveUp, atoms: Step, rate: float) -> GuardStopped:
-        rises = end.by == "divergence" or self.recovery.rises()
+        rises = end.by == "divergence" or self.recovery.level.rises()
         cause = find_cause(self.model, self.objective, self.precision, atoms, loss_rises=rises, rate=rate)
         rows = cause.rows or tuple(row for batch in atoms for row in batch.rows)
-        state = "the weights are not what they were" if end.by == "spoilt" else "that step was not applied"
-        said = "" if end.by == "divergence" else f"; {state}"
+        said = "; that step was not applied" if end.by not in ("divergence", "spoilt") else ""
+        named = "" if end.by == "divergence" else f", rows {name_rows(rows, self.name_row)}"
         return GuardStopped(
             f"{end.why}{said}. {cause.what[0].upper()}{cause.what[1:]}",
-            where=f"step {end.index + 1}, rows {name_rows(rows, self.name_row)}",
+            where=f"step {end.index + 1}{named}",
             hint=cause.hint,
         )

@@ -5,17 +5,14 @@ Steps are named by their index from 0 inside, and by the count of finished steps
 
 from __future__ import annotations
 
-import statistics
-from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from tunesmith.engine.checkpoint import Say
+from tunesmith.engine.level import LossLevel
 from tunesmith.types import Refusal
 
-_FIRST_STEPS, _RECENT_STEPS = 8, 32
-_RISEN_BY, _RISEN_NATS = 1.5, 1.0
 _WORDS = {
     "non_finite": "loss or gradient was not finite",
     "spoilt": "the update left weights that are not finite",
@@ -72,8 +69,7 @@ class Recovery:
         """Indices of steps that rollbacks go around."""
         self.rollbacks = 0
         self._in_a_row = 0
-        self._first: list[float] = []
-        self._recent: deque[float] = deque(maxlen=_RECENT_STEPS)
+        self.level = LossLevel()
         self._warned = False
 
     def refused(self, index: int, by: str, policy: Refusal, what: str) -> None:
@@ -108,45 +104,32 @@ class Recovery:
             GiveUp: the loss rose far above where it started, and stayed there.
         """
         self._in_a_row = 0
-        if len(self._first) < _FIRST_STEPS:
-            self._first.append(loss)
+        risen = self.level.see(loss)
+        if risen is None or self.options.divergence == "off" or self._warned:
             return
-        self._recent.append(loss)
-        if self.options.divergence == "off" or self._warned or len(self._recent) < _RECENT_STEPS:
-            return
-        start, level = statistics.median(self._first), statistics.median(self._recent)
-        if level <= start * _RISEN_BY + _RISEN_NATS:
-            return
-        why = f"the loss rose from {start:.3g} to {level:.3g} (medians of the first {_FIRST_STEPS} and the last {_RECENT_STEPS} steps)"
         if self.options.divergence == "stop":
-            raise GiveUp(index, f"training diverged: {why}", by="divergence")
+            raise GiveUp(index, f"training diverged: {risen}", by="divergence")
         self._warned = True
-        self.say("diverging", why)
+        self.say("diverging", risen)
 
     def went_back(self, index: int, to_step: int, why: str) -> None:
         """Remember what to go around, and say it."""
-        window = range(max(0, index - self.options.rollback_window), index + 1)
+        window = range(max(to_step, index - self.options.rollback_window), index + 1)
         self.left_out.update(window)
         self.rollbacks += 1
         self._in_a_row = 0
         named = f"steps {window[0] + 1} to {index + 1} are" if len(window) > 1 else f"step {index + 1} is"
         self.say("rolled_back", f"{why}; back to the checkpoint of step {to_step}, {named} left out")
 
-    def rises(self) -> bool:
-        """Whether the loss went up lately: the mark of a rate that is too high."""
-        recent = list(self._recent) or self._first
-        return len(recent) >= 3 and statistics.median(recent[-3:]) > 1.2 * min([*self._first, *recent])
-
     def state_dict(self) -> dict[str, Any]:
         """Counts, what is left out, and the level of the loss."""
         return {
             "left_out": sorted(self.left_out), "rollbacks": self.rollbacks, "in_a_row": self._in_a_row,
-            "first": self._first, "recent": list(self._recent), "warned": self._warned,
+            "level": self.level.state_dict(), "warned": self._warned,
         }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Inverse of ``state_dict``."""
         self.left_out, self.rollbacks = set(state["left_out"]), int(state["rollbacks"])
         self._in_a_row, self._warned = int(state["in_a_row"]), bool(state["warned"])
-        self._first = list(state["first"])
-        self._recent = deque(state["recent"], maxlen=_RECENT_STEPS)
+        self.level.load_state_dict(state["level"])

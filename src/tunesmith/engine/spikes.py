@@ -54,7 +54,7 @@ class SpikeGuard:
         spike = ((now_2 - centre_2) > self.options.threshold * deviation_2).any() & judged
         finite = torch.isfinite(now_2).all()
         place = self._taken % self.options.window
-        self._window_2W[:, place] = torch.where(finite, now_2, centre_2)
+        self._window_2W[:, place] = torch.where(finite, now_2, torch.nan)
         self._taken += 1
         return (spike & finite).float()
 

@@ -330,8 +330,9 @@ class Trainer:
         """Return to the newest checkpoint before the offending step; to an older one if that did not help the last time."""
         self._numbers.clear()
         self.saver.wait()
-        left_out, rollbacks, limit = set(self.recovery.left_out), self.recovery.rollbacks, back.index + 1
-        if rollbacks and self.saver.saved_step is not None and self.saver.saved_step == self._went_back_to:
+        left_out, rollbacks = set(self.recovery.left_out), self.recovery.rollbacks
+        limit = max(0, back.index - self.recovery.options.rollback_window) + 1
+        if self.saver.saved_step == self._went_back_to:
             limit = min(limit, self._went_back_to)
         checkpoint = self.checkpoints.newest(below=limit) or self.checkpoints.newest(below=back.index + 1)
         if checkpoint is None:
