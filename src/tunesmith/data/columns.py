@@ -8,13 +8,20 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from typing import Any
 
 from tunesmith.data.bad_row import BadRow
+from tunesmith.data.layout import TABLES
 from tunesmith.errors import DataError
 
 _TEMPLATE_PART = re.compile(r"\{\{|\}\}|\{[^{}]*\}|[{}]")
 _PLAIN_NAME = re.compile(r"\w[\w -]*")
+_NUMBER = re.compile(r"\s*[-+]?\d+([.,]\d+)?\s*")
+_SHOWN_COLUMNS = 16
+_SHOWN_CHARACTERS = 40
+_LONGEST_NAME = 60
+_MOST_COLUMNS = 64
 
 
 @dataclass(frozen=True)
@@ -204,6 +211,8 @@ def as_text(value: Any, what: str) -> str:
         if isinstance(value, list | tuple)
         else f"a {type(value).__name__}"
     )
+    if isinstance(value, Mapping):
+        kind += f" ({shown_columns(value)})"
     raise BadRow("wrong_type", f"{what} is {kind}, text is expected")
 
 
@@ -212,8 +221,34 @@ def _lacks(name: str, values: Mapping[str, Any]) -> str:
 
 
 def shown_columns(values: Mapping[str, Any]) -> str:
-    """Names of a row's columns for a message."""
-    return ", ".join(values) if values else "none"
+    """Names of a row's columns for a message; of many or long ones the beginning."""
+    names = [
+        name if len(name) <= _SHOWN_CHARACTERS else f"{name[:_SHOWN_CHARACTERS]}…"
+        for name in islice(values, _SHOWN_COLUMNS)
+    ]
+    more = f" and {len(values) - len(names):,} more" if len(values) > len(names) else ""
+    return f"{', '.join(names)}{more}" if names else "none"
+
+
+def odd_columns(file: str, values: Mapping[str, Any]) -> str | None:
+    """What to do with a file whose columns are none that could be named, as a hint; None where they look usual.
+
+    Args:
+        file: its name.
+        values: its first row.
+    """
+    is_table = file.lower().removesuffix(".gz").removesuffix(".zst").endswith(TABLES)
+    if is_table and any(_NUMBER.fullmatch(name) or len(name) > _LONGEST_NAME for name in values):
+        return "the first line looks like a row: set `header: false` in the source, then the columns are column_1, column_2 …"
+    if values and all(isinstance(value, Mapping) for value in values.values()):
+        inner = shown_columns(next(iter(values.values())))
+        return (
+            f"every column holds an object (the first with {inner}), and values inside one are no columns: "
+            "write JSON lines, a flat object for each row"
+        )
+    if len(values) > _MOST_COLUMNS:
+        return f"the file is one object, which is one row of {len(values):,} columns: write an array, an object for each row"
+    return None
 
 
 def near_column(name: str, values: Mapping[str, Any]) -> str | None:

@@ -8,7 +8,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 from tunesmith.data.bad_row import BadRow
-from tunesmith.data.columns import FIELDS, Column, as_text, check_field_names, columns_of, near_column, shown_columns
+from tunesmith.data.columns import (
+    FIELDS,
+    Column,
+    as_text,
+    check_field_names,
+    columns_of,
+    near_column,
+    odd_columns,
+    shown_columns,
+)
 from tunesmith.data.message_rows import as_list, check_turns, openai_message, sharegpt_message, tool_schemas
 from tunesmith.errors import DataError
 from tunesmith.recipe.data import FormatName, SourceSection
@@ -141,12 +150,10 @@ def check_columns(first: RawRow, name: str, source: SourceSection) -> None:
             if fault.reason != "missing_column":
                 continue
             wanted = column.names[0] if column.names else field
-            close = near_column(wanted, first.values)
-            hint = f"did you mean `{close}`? " if close else ""
             raise DataError(
                 f"{name} needs its field `{field}`: {fault.detail}",
                 where=str(first.origin),
-                hint=f"{hint}Name the column in the source: columns: {{{field}: {close or 'COLUMN'}}}, or another format",
+                hint=_missing_hint(field, wanted, first),
             ) from None
 
 
@@ -180,7 +187,7 @@ def detect(first: Sequence[RawRow], where: str, columns: Mapping[str, str] | Non
         raise DataError(
             f"the format cannot be told from the columns: {shown_columns(first[0].values)}",
             where=where,
-            hint=_naming_hint(first[0].values),
+            hint=odd_columns(where, first[0].values) or _naming_hint(first[0].values),
         )
     return cast(FormatName, shape)
 
@@ -308,11 +315,24 @@ def _shape_by_fields(values: Mapping[str, Any], columns: dict[str, str]) -> str 
     return fitting[0] if len(fitting) == 1 else None
 
 
+def _missing_hint(field: str, wanted: str, first: RawRow) -> str:
+    outer = wanted.partition(".")[0]
+    if outer != wanted and isinstance(first.values.get(outer), Mapping):
+        return f"`{outer}` holds an object, and values inside one are no columns: write rows with a flat object each"
+    if (odd := odd_columns(first.origin.file, first.values)) is not None:
+        return odd
+    close = near_column(wanted, first.values)
+    hint = f"did you mean `{close}`? " if close else ""
+    return f"{hint}Name the column in the source: columns: {{{field}: {close or 'COLUMN'}}}, or another format"
+
+
 def _naming_hint(values: Mapping[str, Any]) -> str:
     names = list(values)
     asked, answer = (names[0], names[1]) if len(names) > 1 else ("COLUMN", "COLUMN")
-    example = f"columns: {{prompt: {asked}, completion: {answer}}}"
+    example = f"format: prompt-completion, columns: {{prompt: {asked}, completion: {answer}}}"
+    if "text" in names:
+        example = f"format: text, which leaves the other columns out, or {example}"
     fields = "; ".join(
         f"{name} ({', '.join(field.name for field in FIELDS[name] if field.required)})" for name in FORMATS
     )
-    return f"name the format and its columns in the source, for example format: prompt-completion, {example}. Formats: {fields}"
+    return f"name the format and its columns in the source, for example {example}. Formats: {fields}"

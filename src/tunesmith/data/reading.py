@@ -12,8 +12,9 @@ from typing import Literal, get_args
 
 from tunesmith.data.bad_row import BadRow
 from tunesmith.data.formats import FORMATS, check_columns, detect
+from tunesmith.data.layout import Layout
 from tunesmith.data.row_codec import row_id
-from tunesmith.data.sources import expand, is_text, read_rows
+from tunesmith.data.sources import expand, read_rows, suffix_of
 from tunesmith.errors import DataError
 from tunesmith.recipe.data import SourceSection, SplitSection
 from tunesmith.recipe.root import Recipe
@@ -64,7 +65,8 @@ def resolve(recipe: Recipe) -> list[SourceFiles]:
     """Find the files of all sources, held-out ones first.
 
     Raises:
-        DataError: a source matches nothing, two sources share a file, or ``row`` is set for a file that is no ``.txt``.
+        DataError: a source matches nothing, two sources share a file, or ``row`` or ``header`` is set for a file
+            that has no such thing.
     """
     found: list[SourceFiles] = []
     seen: dict[Path, str] = {}
@@ -76,7 +78,7 @@ def resolve(recipe: Recipe) -> list[SourceFiles]:
                 paths.setdefault(path.resolve(), path)
             files = tuple((path, _shown(path, recipe.folder)) for path in paths.values())
             place = f"data.{role}.{index}"
-            _check_row(recipe, section, files, place)
+            _check_layout(recipe, section, files, place)
             for path, shown in files:
                 other = seen.setdefault(path.resolve(), place)
                 if other != place:
@@ -89,15 +91,17 @@ def resolve(recipe: Recipe) -> list[SourceFiles]:
     return found
 
 
-def _check_row(recipe: Recipe, section: SourceSection, files: tuple[tuple[Path, str], ...], place: str) -> None:
-    """Refuse a source whose files are not cut into rows by ``row``."""
-    other = next((shown for path, shown in files if not is_text(path)), None)
-    if section.row != "file" and other is not None:
-        raise DataError(
-            f"`row: {section.row}` cuts .txt files, and {other} is none: its rows are those of its format",
-            where=f"recipe {recipe.name} [{place}.row]",
-            hint="remove `row`, or put the .txt files into a source of their own",
-        )
+def _check_layout(recipe: Recipe, section: SourceSection, files: tuple[tuple[Path, str], ...], place: str) -> None:
+    """Refuse ``row`` and ``header`` where they would mean nothing."""
+    layout = Layout.of(section)
+    for path, shown in files:
+        if (found := layout.misplaced(suffix_of(path))) is not None:
+            key, purpose = found
+            raise DataError(
+                f"{purpose}, and {shown} is none",
+                where=f"recipe {recipe.name} [{place}.{key}]",
+                hint=f"remove `{key}`, or put the files that need it into a source of their own",
+            )
 
 
 def sections(recipe: Recipe, role: Role) -> list[SourceSection]:
@@ -138,7 +142,7 @@ def _read_file(source: SourceFiles, path: Path, shown: str, started: Started) ->
         started(found, waiting[0])
         return found
 
-    for item in read_rows(path, shown, section.row):
+    for item in read_rows(path, shown, Layout.of(section)):
         if isinstance(item, Rejected):
             yield item
         elif name:

@@ -19,22 +19,27 @@ import difflib
 import glob
 import re
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from tunesmith.data.json_rows import json_rows, jsonl_rows
+from tunesmith.data.layout import TEXT, Layout
 from tunesmith.data.streams import PACKED
 from tunesmith.data.table_rows import csv_rows, parquet_rows, tsv_rows
 from tunesmith.data.text_rows import TEXT_READERS, file_rows
 from tunesmith.errors import DataError
-from tunesmith.recipe.data import SourceSection, TextRow
+from tunesmith.recipe.data import SourceSection
 from tunesmith.records import RawRow, Rejected
 
-Reader = Callable[[Path, str], Iterator[RawRow | Rejected]]
+Reader = Callable[..., Iterator[RawRow | Rejected]]
+"""Called with a path and its name; those of ``.csv`` and ``.tsv`` also with ``header``."""
 
-TXT = ".txt"
+_USUAL = Layout()
 
 _SHOWN_NAMES = 8
+_ARCHIVES = (".zip", ".tar", ".tgz", ".7z", ".rar", ".bz2", ".xz")
 
 
 READERS: dict[str, Reader] = {
@@ -44,7 +49,7 @@ READERS: dict[str, Reader] = {
     ".csv": csv_rows,
     ".tsv": tsv_rows,
     ".parquet": parquet_rows,
-    TXT: file_rows,
+    TEXT: file_rows,
 }
 """Suffix to reader; a ``.txt`` file may be cut otherwise, see ``TEXT_READERS``."""
 
@@ -104,9 +109,17 @@ def _below(folder: Path) -> list[Path]:
     known = sorted(path for path in files if _reader(path) is not None)
     if not known:
         raise DataError(
-            "the folder holds no file of a known kind", where=str(folder), hint=f"{_content(folder)}; {_KNOWN}"
+            "the folder holds no file of a known kind",
+            where=str(folder),
+            hint=f"{_kinds(files) or _content(folder)}; {_KNOWN}",
         )
     return known
+
+
+def _kinds(files: list[Path]) -> str:
+    """How many files of which suffix there are, most first."""
+    counts = Counter(suffix_of(path) or "no suffix" for path in files).most_common(_SHOWN_NAMES)
+    return f"it holds files with {', '.join(f'{suffix} ({number:,})' for suffix, number in counts)}" if counts else ""
 
 
 def _is_hidden(path: Path) -> bool:
@@ -116,9 +129,11 @@ def _is_hidden(path: Path) -> bool:
 def _known(path: Path) -> Path:
     if _reader(path) is not None:
         return path
-    suffix = _suffix(path)
+    suffix = suffix_of(path)
     if suffix == ".xml":
         raise DataError("XML is not supported", where=str(path), hint=f"turn it into .jsonl first; {_KNOWN}")
+    if suffix in _ARCHIVES:
+        raise DataError("an archive is not read", where=str(path), hint=f"unpack it and name what was in it; {_KNOWN}")
     if suffix == ".parquet":
         raise DataError(
             "a parquet file is not packed again", where=str(path), hint="unpack it; parquet compresses its columns"
@@ -130,7 +145,8 @@ def _known(path: Path) -> Path:
     )
 
 
-def _suffix(path: Path) -> str:
+def suffix_of(path: Path) -> str:
+    """Suffix in lower case, that of packing left out."""
     name = path.name.lower()
     for packed in PACKED:
         name = name.removesuffix(packed)
@@ -138,7 +154,7 @@ def _suffix(path: Path) -> str:
 
 
 def _reader(path: Path) -> Reader | None:
-    suffix = _suffix(path)
+    suffix = suffix_of(path)
     if suffix == ".parquet" and path.suffix.lower() != ".parquet":
         return None
     return READERS.get(suffix)
@@ -177,25 +193,32 @@ def _content(folder: Path) -> str:
     return f"{folder} holds: {', '.join(names[:_SHOWN_NAMES])}{more}"
 
 
+def _laid_out(path: Path, layout: Layout) -> Reader:
+    if is_text(path):
+        return TEXT_READERS[layout.row]
+    reader = _reader(path)
+    assert reader is not None
+    return reader if layout.header else partial(reader, header=False)
+
+
 def is_text(path: Path) -> bool:
     """Whether the file is plain text, packed or not."""
-    return _suffix(path) == TXT
+    return suffix_of(path) == TEXT
 
 
-def read_rows(path: Path, shown: str, row: TextRow = "file") -> Iterator[RawRow | Rejected]:
+def read_rows(path: Path, shown: str, layout: Layout = _USUAL) -> Iterator[RawRow | Rejected]:
     """Stream the rows of one file; faulty rows come as Rejected in their place.
 
     Args:
         path: the file; its suffix chooses the reader.
         shown: its name in origins and messages.
-        row: what one row of a ``.txt`` file is.
+        layout: how the source has its files cut into rows.
 
     Raises:
         DataError: the file is missing, torn, unreadable or without any row, or broken so that its rows cannot be told
             apart.
     """
-    reader = TEXT_READERS[row] if is_text(path) else _reader(_known(path))
-    assert reader is not None
+    reader = _laid_out(_known(path), layout)
     num_rows = 0
     try:
         for item in reader(path, shown):

@@ -42,22 +42,29 @@ class _Feed:
         return found[0] if found else None
 
 
-def csv_rows(path: Path, shown: str) -> Iterator[RawRow | Rejected]:
-    """Rows under the header of a comma-separated file; the line of a row is where it starts."""
-    return _separated(path, shown, ",")
+def csv_rows(path: Path, shown: str, *, header: bool = True) -> Iterator[RawRow | Rejected]:
+    """Rows of a comma-separated file; the line of a row is where it starts.
+
+    Args:
+        path: the file.
+        shown: its name in origins and messages.
+        header: whether the first line names the columns; else they are called after their numbers, ``column_1`` first, as
+            many as the first whole line has.
+    """
+    return _separated(path, shown, ",", header)
 
 
-def tsv_rows(path: Path, shown: str) -> Iterator[RawRow | Rejected]:
+def tsv_rows(path: Path, shown: str, *, header: bool = True) -> Iterator[RawRow | Rejected]:
     """The same with tabs; quotes work as in csv."""
-    return _separated(path, shown, "\t")
+    return _separated(path, shown, "\t", header)
 
 
-def _separated(path: Path, shown: str, delimiter: str) -> Iterator[RawRow | Rejected]:
+def _separated(path: Path, shown: str, delimiter: str, has_header: bool) -> Iterator[RawRow | Rejected]:
     csv.field_size_limit(MAX_ITEM_BYTES)
     with open_stream(path) as stream:
         feed = _Feed(stream, shown)
         reader = csv.reader(feed, delimiter=delimiter, strict=True)
-        header: list[str] | None = None
+        names: list[str] | None = None
         while True:
             start = reader.line_num + 1
             try:
@@ -65,18 +72,19 @@ def _separated(path: Path, shown: str, delimiter: str) -> Iterator[RawRow | Reje
             except StopIteration:
                 return
             except csv.Error as error:
-                yield _csv_fault(error, Origin(shown, start), reader.line_num, is_header=header is None)
+                yield _csv_fault(error, Origin(shown, start), reader.line_num, is_header=has_header and names is None)
                 feed.fault(reader.line_num)
                 continue
             fault = feed.fault(reader.line_num)
             if not fields:
                 continue
-            if header is None:
-                header = _header(fields, fault, Origin(shown, start), delimiter)
+            if has_header and names is None:
+                names = _header(fields, fault, Origin(shown, start), delimiter)
             elif fault is not None:
                 yield Rejected(Origin(shown, start), "wrong_encoding", fault, fields)
             else:
-                yield _csv_row(fields, header, Origin(shown, start))
+                names = names or [_numbered(number) for number, _ in enumerate(fields, 1)]
+                yield _csv_row(fields, names, Origin(shown, start))
 
 
 def _csv_row(fields: list[str], header: list[str], origin: Origin) -> RawRow | Rejected:
@@ -109,11 +117,13 @@ def _header(fields: list[str], fault: str | None, origin: Origin, delimiter: str
     """Names of the columns; one without a name is called after its number."""
     if fault is not None:
         raise DataError(fault, where=str(origin), hint="save the file as UTF-8")
-    names = [name if name.strip() else f"column_{number}" for number, name in enumerate(fields, 1)]
+    names = [name if name.strip() else _numbered(number) for number, name in enumerate(fields, 1)]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise DataError(
-            f"the header names a column twice: {', '.join(repeated)}", where=str(origin), hint="rename one of them"
+            f"the header names a column twice: {', '.join(repeated)}",
+            where=str(origin),
+            hint="rename one of them, or set `header: false` in the source if this line is a row",
         )
     others = [other for other in ",;\t" if other != delimiter and other in names[0]]
     if len(names) == 1 and others:
@@ -123,6 +133,10 @@ def _header(fields: list[str], fault: str | None, origin: Origin, delimiter: str
             hint="use commas in .csv and tabs in .tsv",
         )
     return names
+
+
+def _numbered(number: int) -> str:
+    return f"column_{number}"
 
 
 def parquet_rows(path: Path, shown: str) -> Iterator[RawRow | Rejected]:

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from tunesmith.data.layout import TABLES, Layout
 from tunesmith.data.sources import is_text, read_rows
 from tunesmith.data.streams import PACKED
 from tunesmith.data.text_rows import PIECE_BYTES, WHOLE_TEXT_BYTES
@@ -29,6 +30,7 @@ _READ_BYTES = 8 << 20
 _PROBE_BYTES = 4 << 20
 _TEXT_PIECES = 32
 _BLOCK_BYTES = 1 << 17
+_USUAL = Layout()
 
 Sampled = RawRow | Rejected
 
@@ -53,7 +55,7 @@ class FileSample:
 
 
 def sample_file(
-    path: Path, shown: str, wanted: int, generator: np.random.Generator, row: TextRow = "file"
+    path: Path, shown: str, wanted: int, generator: np.random.Generator, layout: Layout = _USUAL
 ) -> FileSample:
     """Take about ``wanted`` rows of a file.
 
@@ -62,7 +64,7 @@ def sample_file(
         shown: its name in origins and messages.
         wanted: how many.
         generator: chooses them.
-        row: what one row of a ``.txt`` file is.
+        layout: how the source has its files cut into rows.
 
     Raises:
         DataError: the file cannot be read.
@@ -70,25 +72,25 @@ def sample_file(
     suffixes = path.name.lower()
     size = path.stat().st_size
     if suffixes.endswith(PACKED) and size > WHOLE_BYTES:
-        return _from_start(path, shown, wanted, _packed_bytes(path), row)
+        return _from_start(path, shown, wanted, _packed_bytes(path), layout)
     if suffixes.endswith(".parquet"):
         return _parquet(path, shown, wanted)
-    if size <= WHOLE_BYTES or (is_text(path) and row == "file" and size <= WHOLE_TEXT_BYTES):
-        return _whole(list(read_rows(path, shown, row)), wanted, generator)
+    if size <= WHOLE_BYTES or (is_text(path) and layout.row == "file" and size <= WHOLE_TEXT_BYTES):
+        return _whole(list(read_rows(path, shown, layout)), wanted, generator)
     if suffixes.endswith(".json"):
         if size <= COUNTED_BYTES and (rows := _whole_json(path, shown)) is not None:
             return _whole(rows, wanted, generator)
-        return _from_start(path, shown, wanted, size)
+        return _from_start(path, shown, wanted, size, layout)
     if is_text(path):
         pieces = min(wanted, _TEXT_PIECES)
         return (
             _text_pieces(path, shown, pieces, generator)
-            if row == "file"
-            else _text_blocks(path, shown, wanted, generator, row)
+            if layout.row == "file"
+            else _text_blocks(path, shown, wanted, generator, layout)
         )
     if size <= COUNTED_BYTES:
-        return _counted(path, shown, wanted, generator)
-    return _sought(path, shown, wanted, generator)
+        return _counted(path, shown, wanted, generator, layout)
+    return _sought(path, shown, wanted, generator, layout)
 
 
 def _text_pieces(path: Path, shown: str, wanted: int, generator: np.random.Generator) -> FileSample:
@@ -102,12 +104,12 @@ def _text_pieces(path: Path, shown: str, wanted: int, generator: np.random.Gener
     return FileSample(rows, size / PIECE_BYTES, counted=False)
 
 
-def _text_blocks(path: Path, shown: str, wanted: int, generator: np.random.Generator, row: TextRow) -> FileSample:
+def _text_blocks(path: Path, shown: str, wanted: int, generator: np.random.Generator, layout: Layout) -> FileSample:
     """Paragraphs or lines that begin in the file, all of them counted, or else in random blocks of it."""
     size = path.stat().st_size
     if size <= COUNTED_BYTES:
         content = path.read_bytes()
-        starts = text_starts(content, row)
+        starts = text_starts(content, layout.row)
         ends = np.append(starts[1:], size)
         chosen = np.arange(len(starts))
         if len(starts) > wanted:
@@ -120,11 +122,11 @@ def _text_blocks(path: Path, shown: str, wanted: int, generator: np.random.Gener
         for offset in generator.integers(1 - _BLOCK_BYTES, size, size=_READ_BYTES // _BLOCK_BYTES):
             begin = max(0, int(offset))
             stream.seek(begin)
-            starts = begin + text_starts(stream.read(int(offset) + _BLOCK_BYTES - begin), row)
+            starts = begin + text_starts(stream.read(int(offset) + _BLOCK_BYTES - begin), layout.row)
             # The first row of a block may have begun before it, and the last may go on behind it.
             spans += pairwise(starts[int(begin > 0) :].tolist())
         if not spans:
-            return _from_start(path, shown, wanted, size, row)
+            return _from_start(path, shown, wanted, size, layout)
         rows = []
         for index in np.sort(generator.choice(len(spans), size=min(wanted, len(spans)), replace=False)):
             start, end = spans[index]
@@ -171,9 +173,9 @@ def _whole_json(path: Path, shown: str) -> list[Sampled] | None:
     return [RawRow(Origin(shown, 0, number), value) for number, value in enumerate(values, 1)]
 
 
-def _from_start(path: Path, shown: str, wanted: int, num_bytes: float, row: TextRow = "file") -> FileSample:
+def _from_start(path: Path, shown: str, wanted: int, num_bytes: float, layout: Layout) -> FileSample:
     """The first rows; their number follows from the bytes that they would take in the file."""
-    rows = list(islice(read_rows(path, shown, row), wanted + 1))
+    rows = list(islice(read_rows(path, shown, layout), wanted + 1))
     if len(rows) <= wanted:
         return FileSample(rows, len(rows), counted=True)
     sizes = [_size_of(item.values, is_text(path)) for item in rows]
@@ -225,9 +227,9 @@ def _parquet(path: Path, shown: str, wanted: int) -> FileSample:
     return FileSample(rows, total, counted=True, note=note)
 
 
-def _counted(path: Path, shown: str, wanted: int, generator: np.random.Generator) -> FileSample:
+def _counted(path: Path, shown: str, wanted: int, generator: np.random.Generator, layout: Layout) -> FileSample:
     """Rows of jsonl, csv and tsv of a size that can be read whole: all are counted, some are parsed."""
-    parse = _LineParser(path, shown)
+    parse = _LineParser(path, shown, layout)
     content = path.read_bytes()
     starts = row_starts(content)[int(parse.has_header) :]
     ends = np.append(starts[1:], len(content))
@@ -252,12 +254,12 @@ def row_starts(content: bytes) -> np.ndarray:
     return starts[~np.isin(letters[starts], (ord("\n"), ord("\r")))]
 
 
-def _sought(path: Path, shown: str, wanted: int, generator: np.random.Generator) -> FileSample:
+def _sought(path: Path, shown: str, wanted: int, generator: np.random.Generator, layout: Layout) -> FileSample:
     """Rows of jsonl, csv and tsv that begin in random blocks: each row is as likely as any other, whatever its length.
 
     Their number is the file's size over the mean length of a row. Rows of csv with line ends inside are left out.
     """
-    parse = _LineParser(path, shown)
+    parse = _LineParser(path, shown, layout)
     size = path.stat().st_size
     rows: list[Sampled] = []
     sizes: list[int] = []
@@ -279,7 +281,7 @@ def _sought(path: Path, shown: str, wanted: int, generator: np.random.Generator)
                 rows.append(row)
                 sizes.append(len(line))
     if not rows:
-        return _from_start(path, shown, wanted, size)
+        return _from_start(path, shown, wanted, size, layout)
     mean = sum(sizes) / len(sizes)
     spread = float(np.std(sizes)) / mean / isqrt(len(sizes)) if len(sizes) > 1 else 1.0
     note = (
@@ -293,17 +295,17 @@ def _sought(path: Path, shown: str, wanted: int, generator: np.random.Generator)
 class _LineParser:
     """Text of one row of jsonl, csv or tsv to a row; None where it is no whole row."""
 
-    def __init__(self, path: Path, shown: str) -> None:
+    def __init__(self, path: Path, shown: str, layout: Layout) -> None:
         suffix = path.suffix.lower()
         self.origin = Origin(shown, 0)
-        self.has_header = suffix in (".csv", ".tsv")
+        self.is_table = suffix in TABLES
+        self.has_header = self.is_table and layout.header
         self.delimiter = "\t" if suffix == ".tsv" else ","
         self.columns: list[str] = []
-        if self.has_header:
+        if self.is_table:
             # The reader of rows checks the header and says what is wrong with it.
-            first = next(iter(read_rows(path, shown)))
-            self.columns = list(first.values) if isinstance(first.values, Mapping) else []
-            self.has_header = bool(self.columns)
+            whole = (item for item in read_rows(path, shown, layout) if isinstance(item, RawRow))
+            self.columns = [name for first in islice(whole, 1) for name in first.values]
 
     def __call__(self, line: bytes) -> Sampled | None:
         try:
@@ -312,7 +314,7 @@ class _LineParser:
             return Rejected(self.origin, "wrong_encoding", f"byte {error.start} of the line is not UTF-8")
         if not text.strip():
             return None
-        return self._fields(text) if self.has_header else self._object(text)
+        return self._fields(text) if self.is_table else self._object(text)
 
     def _object(self, text: str) -> Sampled:
         try:

@@ -19,6 +19,7 @@ import numpy as np
 
 from tunesmith.data.bad_row import BadRow
 from tunesmith.data.formats import FORMATS, check_columns, detect
+from tunesmith.data.layout import Layout
 from tunesmith.data.notes import document_notes
 from tunesmith.data.packing import windows
 from tunesmith.data.reading import DETECTION_ROWS, SourceFiles, resolve
@@ -136,7 +137,7 @@ def estimate_counts(recipe: Recipe, renderer: Renders, context: int) -> Counts:
         for path, shown in files:
             share = sizes[path] / chosen_bytes * source_bytes / all_bytes
             wanted = max(_MIN_ROWS, round(SAMPLE_ROWS * share))
-            sample = sample_file(path, shown, wanted, generator, source.section.row)
+            sample = sample_file(path, shown, wanted, generator, Layout.of(source.section))
             tally = _rendered(sample, source.section, shown, renderer, recipe, context, share)
             parts.append((sample, tally))
             notes += [sample.note] if sample.note else []

@@ -25,6 +25,8 @@ class SourceSection(Section):
     """Field of the format -> column name, or a template such as ``"{title}\\n{body}"``."""
     row: TextRow = "file"
     """What one row of a ``.txt`` file is; splits hold out whole rows. Blank lines part paragraphs and are no rows."""
+    header: bool = True
+    """Whether the first line of a ``.csv`` or ``.tsv`` file names its columns; else they are ``column_1``, ``column_2`` …"""
     weight: float = Field(default=1.0, gt=0.0)
     """How often each row is seen in an epoch: 2 is twice, 0.5 is every second row, another half each epoch."""
     limit: int | None = Field(default=None, gt=0)

@@ -11,10 +11,11 @@ import pytest
 
 from tunesmith.data.bad_row import BadRow
 from tunesmith.data.formats import FORMATS, check_columns, detect
+from tunesmith.data.layout import Layout
 from tunesmith.data.sources import read_rows
 from tunesmith.errors import DataError
 from tunesmith.recipe.data import SourceSection
-from tunesmith.records import Chat, Origin, RawRow, Record, Rejected, Text
+from tunesmith.records import Chat, Labelled, Origin, RawRow, Record, Rejected, Text
 
 
 def raw(values: dict[str, Any], line: int = 1) -> RawRow:
@@ -101,6 +102,46 @@ def test_unclear_columns_are_not_guessed(values: dict[str, Any]) -> None:
     assert "columns: {prompt:" in caught.value.hint
 
 
+NESTED = {f"{number}": {"question": "a", "contexts": ["b"]} for number in range(40)}
+SENTENCE = "a long and winding sentence of a review, which no one would take for the name of a column"
+
+
+@pytest.mark.parametrize(
+    ("file", "values", "hint"),
+    [
+        ("f.csv", {SENTENCE: "b", "x": "1"}, "set `header: false` in the source, then the columns are column_1"),
+        ("f.tsv.gz", {"nice film": "b", " 1": "0"}, "set `header: false`"),
+        ("f.json", NESTED, "every column holds an object (the first with question, contexts)"),
+        ("f.json", {"data": {"rows": []}}, "values inside one are no columns: write JSON lines"),
+        ("f.json", {f"id{number}": "yes" for number in range(1000)}, "one row of 1,000 columns: write an array"),
+        ("f.csv", {"section": "1", "text": "b"}, "format: text, which leaves the other columns out"),
+        ("f.json", {"1": "a"}, "for example format: prompt-completion"),
+    ],
+)
+def test_odd_columns_are_told_what_to_do(file: str, values: dict[str, Any], hint: str) -> None:
+    with pytest.raises(DataError, match="format cannot be told") as caught:
+        detect([raw(values)], file)
+    assert hint in caught.value.hint
+    assert len(caught.value.what) < 800, "a thousand columns are not listed"
+
+
+def test_odd_columns_are_told_what_to_do_where_the_format_is_named() -> None:
+    source = SourceSection(path="f", format="labelled", columns={"text": "text", "label": "column_2"})
+    first = RawRow(Origin("f.csv", 2), {SENTENCE: "b", "1": "0"})
+    with pytest.raises(DataError) as caught:
+        check_columns(first, "labelled", source)
+    assert "header: false" in caught.value.hint
+    source = SourceSection(path="f", format="text", columns={"text": "Geography.Area.text"})
+    with pytest.raises(DataError) as caught:
+        check_columns(raw({"Geography": {"Area": {"text": "62"}}, "id": 3}), "text", source)
+    assert "`Geography` holds an object, and values inside one are no columns" in caught.value.hint
+
+
+def test_an_object_where_text_is_expected_shows_its_keys() -> None:
+    with pytest.raises(BadRow, match=r"`text` is an object \(Area, Climate\), text is expected"):
+        FORMATS["text"](raw({"text": {"Area": 1, "Climate": 2}}), SourceSection(path="f"))
+
+
 @pytest.mark.parametrize(
     "values",
     [
@@ -182,6 +223,24 @@ def test_a_long_real_text_is_whole(shared: Path) -> None:
 def test_real_preferences_are_refused(shared: Path, path: str) -> None:
     with pytest.raises(DataError, match="preferences"):
         detect([next(iter(read_rows(shared / "data" / path, path)))], path)  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize(
+    ("path", "columns", "num_rows", "num_labels"),
+    [
+        ("ag_news/test.csv", {"text": "{column_2}\n{column_3}", "label": "column_1"}, 7600, 4),
+        ("sst2/train.tsv", {"text": "column_1", "label": "column_2"}, 6920, 2),
+    ],
+)
+def test_real_tables_without_header(
+    shared: Path, path: str, columns: dict[str, str], num_rows: int, num_labels: int
+) -> None:
+    """Counted with `wc -l`: no field of these files holds a line end."""
+    source = SourceSection(path=path, header=False, columns=columns)
+    items = list(read_rows(shared / "data" / path, path, Layout.of(source)))
+    records = [FORMATS["labelled"](item, source) for item in items if isinstance(item, RawRow)]
+    assert len(records) == len(items) == num_rows
+    assert len({record.label for record in records if isinstance(record, Labelled)}) == num_labels
 
 
 def test_banking77_is_read_once_its_columns_are_named(shared: Path) -> None:

@@ -436,6 +436,16 @@ def test_a_text_by_paragraph_can_be_held_out(bench: Bench) -> None:
     assert lines.key != result.key
 
 
+def test_a_table_without_header_is_trained_whole(bench: Bench) -> None:
+    (bench.folder / "train.tsv").write_text("".join(f"text {index}\t{index % 2}\n" for index in range(20)))
+    source = {"path": "train.tsv", "header": False, "columns": {"text": "column_1", "label": "column_2"}}
+    result = bench.prepare(train=source)
+    assert (result.ledger.rows_in, result.ledger.trained, result.labels) == (20, 20, ["0", "1"])
+    with pytest.raises(DataError) as caught:
+        bench.prepare(train={"path": "train.tsv", "columns": source["columns"]})
+    assert caught.value.hint
+
+
 @pytest.mark.parametrize("validation", [0.05, 0.0])
 def test_a_fraction_of_one_document_is_said_to_hold_nothing_out(bench: Bench, validation: float) -> None:
     book(bench)
@@ -460,10 +470,14 @@ def test_the_rows_of_other_files_are_not_cut(bench: Bench) -> None:
     bench.jsonl("train.jsonl", questions(5))
     with pytest.raises(DataError) as caught:
         bench.prepare(train=[{"path": "book.txt", "row": "line"}, {"path": ["train.jsonl"], "row": "line"}])
-    assert "`row: line` cuts .txt files, and train.jsonl is none" in caught.value.what
+    assert caught.value.what == "`row: line` cuts .txt files, and train.jsonl is none"
     assert caught.value.where == "recipe r [data.train.1.row]"
-    assert caught.value.hint
+    assert "remove `row`" in caught.value.hint
     assert caught.value.exit_code == 2
+    with pytest.raises(DataError) as caught:
+        bench.prepare(train={"path": ["book.txt"], "header": False})
+    assert caught.value.what == "`header: false` is for .csv and .tsv files, and book.txt is none"
+    assert caught.value.where == "recipe r [data.train.0.header]"
 
 
 # --- overlong rows ------------------------------------------------------------------------------------------------

@@ -317,6 +317,8 @@ def folder(tmp_path: Path) -> Path:
         "sub/deep/d.jsonl.gz",
         "notes.md",
         "e.xml",
+        "f.zip",
+        "g.tar.gz",
         ".hidden.jsonl",
         ".git/x.json",
     ):
@@ -324,6 +326,8 @@ def folder(tmp_path: Path) -> Path:
     write(tmp_path / "empty.json", "")
     write(tmp_path / "odd[1].txt", "x")
     (tmp_path / "nothing").mkdir()
+    for name in ("a.xml", "b.xml", "deep/c.XML", "README", ".hidden.md"):
+        write(tmp_path.parent / f"{tmp_path.name}-other" / name, "x")
     return tmp_path
 
 
@@ -371,6 +375,8 @@ def test_expand_takes_absolute_paths_and_folders_with_odd_names(folder: Path) ->
         ("notes.md", "'.md'", ".parquet"),
         ("*.md", "'.md'", ".parquet"),
         ("e.xml", "XML is not supported", ".jsonl"),
+        ("f.zip", "an archive is not read", "unpack it"),
+        ("*.tar.gz", "an archive is not read", "unpack it"),
         ([], "no file", "glob"),
         ("", "empty", "glob"),
     ],
@@ -381,6 +387,12 @@ def test_expand_says_what_is_wrong_and_what_there_is(folder: Path, path: str | l
     assert what in caught.value.what
     assert hint in caught.value.hint
     assert caught.value.where
+
+
+def test_a_folder_without_known_files_says_what_it_holds(folder: Path) -> None:
+    with pytest.raises(DataError, match="no file of a known kind") as caught:
+        expand(SourceSection(path=f"../{folder.name}-other"), folder)
+    assert "it holds files with .xml (3), no suffix (1); known:" in caught.value.hint
 
 
 def test_a_packed_parquet_file_is_refused(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tunesmith.data.bad_row import REASONS
+from tunesmith.data.layout import Layout
 from tunesmith.data.sources import read_rows
 from tunesmith.data.text_rows import PIECE_BYTES, WHOLE_TEXT_BYTES
 from tunesmith.errors import DataError
@@ -38,9 +39,11 @@ def zst(content: bytes) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-def read(path: Path, row: TextRow = "file") -> tuple[list[tuple[int, dict]], list[tuple[int, str]]]:
+def read(
+    path: Path, row: TextRow = "file", *, header: bool = True
+) -> tuple[list[tuple[int, dict]], list[tuple[int, str]]]:
     """(line, values) of the rows and (line, reason) of the rejects."""
-    items = list(read_rows(path, "shown", row))
+    items = list(read_rows(path, "shown", Layout(row, header)))
     assert all(item.origin.file == "shown" for item in items)
     rejects = [item for item in items if isinstance(item, Rejected)]
     assert all(item.reason in REASONS and item.detail for item in rejects)
@@ -50,7 +53,7 @@ def read(path: Path, row: TextRow = "file") -> tuple[list[tuple[int, dict]], lis
 
 def fault(path: Path, row: TextRow = "file") -> DataError:
     with pytest.raises(DataError) as caught:
-        list(read_rows(path, "shown", row))
+        list(read_rows(path, "shown", Layout(row)))
     assert caught.value.where.startswith("shown")
     assert caught.value.hint
     return caught.value
@@ -107,6 +110,28 @@ def test_a_long_field_and_columns_without_names(tmp_path: Path) -> None:
     assert rows == [(2, {"column_1": "0", "text": "x" * 1_000_000})]
 
 
+@pytest.mark.parametrize(("name", "by"), [("a.csv", ","), ("a.tsv", "\t"), ("a.csv.gz", ",")])
+def test_a_table_without_header_loses_no_row_and_has_numbered_columns(tmp_path: Path, name: str, by: str) -> None:
+    text = f'3{by}"a\nb"{by}x\n\n1{by}c\n2{by}c{by}c\n'
+    path = write(tmp_path / name, gzip.compress(text.encode()) if name.endswith(".gz") else text)
+    rows, rejects = read(path, header=False)
+    assert rows == [
+        (1, {"column_1": "3", "column_2": "a\nb", "column_3": "x"}),
+        (5, {"column_1": "2", "column_2": "c", "column_3": "c"}),
+    ]
+    assert rejects == [(4, "missing_column")]
+
+
+def test_a_table_without_header_may_begin_with_a_faulty_row(tmp_path: Path) -> None:
+    rows, rejects = read(write(tmp_path / "a.csv", b'caf\xe9,1\n"x"y,2\nb,3\n'), header=False)
+    assert rows == [(3, {"column_1": "b", "column_2": "3"})]
+    assert rejects == [(1, "wrong_encoding"), (2, "wrong_type")]
+
+
+def test_a_header_that_could_be_a_row_says_so(tmp_path: Path) -> None:
+    assert "header: false" in fault(write(tmp_path / "a.csv", "0,0,1\n0,1,1\n")).hint
+
+
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=30)
 @given(st.lists(st.tuples(st.text(st.characters(codec="utf-8")), st.text(st.characters(codec="utf-8"))), min_size=1))
 def test_csv_reads_what_csv_writes(tmp_path: Path, rows: list[tuple[str, str]]) -> None:
@@ -116,6 +141,8 @@ def test_csv_reads_what_csv_writes(tmp_path: Path, rows: list[tuple[str, str]]) 
         found, rejects = read(write(tmp_path / name, sheet.getvalue()))
         assert [tuple(values.values()) for _, values in found] == rows
         assert not rejects
+        every, _ = read(tmp_path / name, header=False)
+        assert [tuple(values.values()) for _, values in every] == [("a", "b"), *rows]
 
 
 # --- parquet ----------------------------------------------------------------------------------------------------
@@ -235,7 +262,7 @@ def test_no_word_of_a_text_is_lost_and_every_row_stands_where_it_says(tmp_path: 
 def test_bytes_that_are_not_utf8_cost_only_their_row(tmp_path: Path, row: TextRow) -> None:
     path = write(tmp_path / "a.txt", b"good\n\nbad \xe9\n\ngood again\n")
     assert read(path, row) == ([(1, {"text": "good"}), (5, {"text": "good again"})], [(3, "wrong_encoding")])
-    (rejected,) = [item for item in read_rows(path, "shown", row) if isinstance(item, Rejected)]
+    (rejected,) = [item for item in read_rows(path, "shown", Layout(row)) if isinstance(item, Rejected)]
     assert "offset 10 " in rejected.detail
     assert rejected.values == "bad \\xe9"
 
@@ -258,7 +285,7 @@ def test_a_paragraph_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.
 def test_a_large_text_is_read_in_bounded_memory(tmp_path: Path, row: TextRow) -> None:
     path = write(tmp_path / "a.txt", "a line of some words\nand another\n\n" * 60_000)
     tracemalloc.start()
-    number = sum(1 for _ in read_rows(path, "shown", row))
+    number = sum(1 for _ in read_rows(path, "shown", Layout(row)))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert number == 60_000 * (1 if row == "paragraph" else 2)

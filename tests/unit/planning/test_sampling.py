@@ -167,6 +167,26 @@ def test_rows_of_a_text_are_counted_or_estimated(
     assert np.mean([item.tokens for item in found]) == pytest.approx(len(text.split()), rel=max(near, 0.05))
 
 
+@pytest.mark.parametrize("how", ["small", "counted", "sought"])
+def test_a_table_without_header_is_estimated_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    values = rows(100 if how == "small" else 20_000)
+    (tmp_path / "x.csv").write_bytes(as_csv(values).partition(b"\n")[2])
+    if how == "sought":
+        monkeypatch.setattr(row_sample, "COUNTED_BYTES", 1 << 18)
+    source = {"path": "x.csv", "header": False, "columns": {"prompt": "column_1", "completion": "column_2"}}
+    found = [estimate_counts(recipe_of(tmp_path, source, seed=seed), Words(), 10_000) for seed in range(4)]
+    assert np.mean([item.rows for item in found]) == pytest.approx(len(values), rel=0.03 if how == "sought" else 1e-9)
+    assert np.mean([item.tokens for item in found]) == pytest.approx(words_of(values), rel=0.05)
+
+
+def test_a_table_whose_first_row_is_faulty_is_estimated(tmp_path: Path) -> None:
+    head, _, rest = as_csv(rows(20_000)).partition(b"\n")
+    (tmp_path / "x.csv").write_bytes(head + b"\nonly one field\n" + rest)
+    counts = estimate_counts(recipe_of(tmp_path, "x.csv"), Words(), 10_000)
+    assert counts.rows == pytest.approx(20_000, rel=0.001)
+    assert not any("rejected" in note for note in counts.notes)
+
+
 def test_starts_of_rows_in_text() -> None:
     content = b" \none\nmore\n\t \n\n  two\r\n\r\nthree"
     assert [content[i : i + 5].split()[0] for i in text_starts(content, "paragraph")] == [b"one", b"two", b"three"]
