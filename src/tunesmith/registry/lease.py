@@ -121,6 +121,8 @@ def _take(folder: Path) -> int:
             time.sleep(0.05)  # its owner has not written its name yet
             continue
         except BaseException:
+            with suppress(OSError):
+                path.unlink()
             os.close(descriptor)
             raise
         os.close(descriptor)
