@@ -38,7 +38,7 @@ def find_cause(
         precision: of the forward pass.
         step: the passes of the step.
         loss_rises: whether the loss went up before.
-        rate: learning rate of the step.
+        rate: peak learning rate of the run, for advice.
     """
     if names := _damaged(model):
         trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}

@@ -30,6 +30,7 @@ class Reckoning:
         recovery: decides what follows.
         hooks: told of each step.
         name_row: how errors name a row.
+        rate: peak learning rate, for advice.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class Reckoning:
         recovery: Recovery,
         hooks: Sequence[Hook],
         name_row: Callable[[int], str],
+        rate: float,
     ) -> None:
         self.model = model
         self.objective = objective
@@ -49,6 +51,7 @@ class Reckoning:
         self.recovery = recovery
         self.hooks = hooks
         self.name_row = name_row
+        self.rate = rate
         self.updates = 0
         self.last_loss = math.nan
 
@@ -72,7 +75,7 @@ class Reckoning:
                 what = f"loss {loss:.4g}, gradient norm {grad_norm:.4g}"
                 self.recovery.refused(index, refused_by, self.judge.policy(refused_by), what)
         except GiveUp as end:
-            raise self._stopped(end, atoms, item.facts["learning_rate"]) from end
+            raise self._stopped(end, atoms) from end
         metrics = {name.removeprefix(_METRIC): value for name, value in scalars.items() if name.startswith(_METRIC)}
         told = StepFacts(
             step=index + 1, loss=loss, grad_norm=grad_norm, applied=refused_by is None, refused_by=refused_by,
@@ -81,9 +84,9 @@ class Reckoning:
         for hook in self.hooks:
             hook.after_step(told)
 
-    def _stopped(self, end: GiveUp, atoms: Step, rate: float) -> GuardStopped:
+    def _stopped(self, end: GiveUp, atoms: Step) -> GuardStopped:
         rises = end.by == "divergence" or self.recovery.level.rises()
-        cause = find_cause(self.model, self.objective, self.precision, atoms, loss_rises=rises, rate=rate)
+        cause = find_cause(self.model, self.objective, self.precision, atoms, loss_rises=rises, rate=self.rate)
         rows = cause.rows or tuple(row for batch in atoms for row in batch.rows)
         said = "; that step was not applied" if end.by not in ("divergence", "spoilt") else ""
         named = "" if end.by == "divergence" else f", rows {name_rows(rows, self.name_row)}"

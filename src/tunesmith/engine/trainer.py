@@ -115,7 +115,9 @@ class Trainer:
         self.saver = Saver(
             checkpoints, background=options.save_in_background, max_failures=options.max_failed_saves, say=say
         )
-        self.reckoning = Reckoning(model, objective, self.precision, self.judge, self.recovery, self.hooks, name_row)
+        self.reckoning = Reckoning(
+            model, objective, self.precision, self.judge, self.recovery, self.hooks, name_row, options.learning_rate
+        )
         self.step = 0
         self.tokens = 0
         self.seconds = 0.0

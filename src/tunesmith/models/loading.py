@@ -19,6 +19,8 @@ from tunesmith.models.facts import DROPPED_FIELDS
 _TESTED = "tested families: Llama, Qwen 2 and 3, Mistral, Gemma, Phi, GPT-2"
 _BELONG = "config.json and weights do not belong together, or the folder is incomplete: copy the whole folder again"
 _LONGEST = 200
+_LARGEST_WEIGHT = 1e6
+"""Weights and gains of real models stay below a thousand or so; the high bits of an exponent give 1e8 and more."""
 
 
 def read_config(folder: Path) -> Any:
@@ -97,11 +99,30 @@ def load_model(
             hint="the folder may be incomplete: copy it again",
         )
     hf.to(device)
+    _check_weights(hf, folder)
     hf.config.use_cache = False
     model = CausalLM(hf)
     if check:
         model.check_facade(where=str(folder))
     return model
+
+
+@torch.no_grad()
+def _check_weights(hf: Any, folder: Path) -> None:
+    """Refuse weights that no trained model has: a flipped bit in an exponent gives such a value, and training would go on.
+
+    Raises:
+        ModelError: names the first tensor.
+    """
+    named = [(name, parameter) for name, parameter in hf.named_parameters() if parameter.is_floating_point()]
+    largest = torch.stack([norm.float() for norm in torch._foreach_norm([item for _, item in named], float("inf"))])
+    for (name, _), value in zip(named, largest.tolist(), strict=True):
+        if not value <= _LARGEST_WEIGHT:
+            raise ModelError(
+                f"the weights of `{name}` are damaged: the largest is {value:.3g}",
+                where=str(folder),
+                hint="copy the model again, and check its files against the sha256 of where it came from",
+            )
 
 
 def _first(error: Exception) -> str:
