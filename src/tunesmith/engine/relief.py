@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -82,6 +82,14 @@ class MemoryRelief:
     def state_dict(self) -> dict[str, Any]:
         """Measures taken."""
         return {"recomputes": self.recomputes, "most_tokens": self.most_tokens}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take the measures that ``state`` names; none taken here is taken back."""
+        if state["recomputes"] and not self.recomputes:
+            self.model.recompute_activations()
+            self.recomputes = True
+        bounds = [bound for bound in (self.most_tokens, state["most_tokens"]) if bound is not None]
+        self.most_tokens = min(bounds, default=None)
 
 
 def _pieces(batch: Batch, most_tokens: int) -> list[Batch]:

@@ -6,6 +6,7 @@ again; after a few failures in a row the run stops.
 
 from __future__ import annotations
 
+import copy
 import os
 import threading
 import time
@@ -72,9 +73,11 @@ class Saver:
             self._failed(short)
             return
         if self.background:
-            copy, ready = self._copied(checkpoint)
+            copied, ready = self._copied(checkpoint)
             # A daemon: a second signal must not wait for it, and what it leaves half-written is swept away later.
-            self._thread = threading.Thread(target=self._write, args=(copy, protect, ready), daemon=True, name="saver")
+            self._thread = threading.Thread(
+                target=self._write, args=(copied, protect, ready), daemon=True, name="saver"
+            )
             self._thread.start()
         else:
             self._write(checkpoint, protect, None)
@@ -158,7 +161,7 @@ class Saver:
         if ready is not None:
             ready.record()
         trained, optimiser = (_part(copies, prefix) for prefix in ("t/", "o/"))
-        return Checkpoint(checkpoint.step, trained, optimiser, checkpoint.state), ready
+        return Checkpoint(checkpoint.step, trained, optimiser, copy.deepcopy(checkpoint.state)), ready
 
     def _copy(self, name: str, tensor: Tensor) -> Tensor:
         buffer = self._buffers.get(name)

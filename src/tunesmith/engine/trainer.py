@@ -285,7 +285,7 @@ class Trainer:
             "stream": {**self.stream.state_dict(), "next_step": self.step},
             "precision": self.precision.state_dict(),
             "hooks": [hook.state_dict() for hook in self.hooks],
-            "judge": self.judge.state_dict(), "recovery": self.recovery.state_dict(),
+            "judge": self.judge.state_dict(), "recovery": self.recovery.state_dict(), "relief": self.relief.state_dict(),
             "evaluated_step": self._evaluated_step, "stopped": self._stopped, "faulty_layers": self._faulty_layers,
         }  # fmt: skip
 
@@ -317,9 +317,9 @@ class Trainer:
         self.precision.load_state_dict(state["precision"])
         self.judge.load_state_dict(state["judge"])
         self.recovery.load_state_dict(state["recovery"])
+        self.relief.load_state_dict(state["relief"])
         self._evaluated_step, self._stopped = int(state["evaluated_step"]), state["stopped"]
-        self.saver.saved_step = self.step
-        self._faulty_layers = dict(state["faulty_layers"])
+        self._faulty_layers, self.saver.saved_step = dict(state["faulty_layers"]), self.step
         for hook, saved in zip(self.hooks, state["hooks"], strict=True):
             hook.load_state_dict(saved)
 
