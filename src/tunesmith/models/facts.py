@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import ModelError
-from tunesmith.models import names
+from tunesmith.models import config_file, names
 from tunesmith.models.weights import TensorInfo, read_tensors
 
-DROPPED_FIELDS = ("auto_map", "attn_implementation", "_attn_implementation", "kernel_config", "quantization_config")
-"""Fields of a downloaded config that could run code or choose kernels; they are dropped, not obeyed."""
+MOST_SIZE = 1 << 40
+"""The largest size that a config may state; the largest known, a context of 10 million tokens, is far below."""
 
 _BUFFERS = re.compile(r"rotary_emb\.inv_freq$|\.masked_bias$|position_ids$|rotary_pos_emb\.inv_freq$")
 _SHORT_TYPES = {"F32": "fp32", "BF16": "bf16", "F16": "fp16"}
@@ -70,28 +69,6 @@ class ModelFacts:
         )
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """Values of config.json as they stand.
-
-    Raises:
-        ModelError: missing or not a JSON object.
-    """
-    path = folder / "config.json"
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelError(
-            "the model folder has no config.json", where=str(folder), hint="give a folder in Hugging Face layout"
-        ) from None
-    except (ValueError, UnicodeDecodeError) as error:
-        raise ModelError(
-            f"config.json is not valid JSON: {error}", where=str(path), hint="copy the file again"
-        ) from None
-    if not isinstance(values, dict):
-        raise ModelError("config.json is not a JSON object", where=str(path), hint="copy the file again")
-    return values
-
-
 def read_facts(folder: Path) -> ModelFacts:
     """Read config.json and the safetensors headers of a model folder.
 
@@ -99,8 +76,7 @@ def read_facts(folder: Path) -> ModelFacts:
         ModelError: config.json missing, broken or without a size; weights missing, torn, pickled or quantised; config
             and weights that do not belong together.
     """
-    whole = read_config(folder)
-    dropped = tuple(field for field in DROPPED_FIELDS if field in whole)
+    whole = config_file.read_config(folder)
     inner = whole.get("text_config")
     config = {**whole, **inner} if isinstance(inner, dict) and "hidden_size" not in whole else whole
     stored = read_tensors(folder)
@@ -116,7 +92,7 @@ def read_facts(folder: Path) -> ModelFacts:
     rows = next((shape[0] for name, shape in shapes.items() if names.is_embedding(name)), vocabulary)
     context = size.get("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
     facts = ModelFacts(
-        architecture=str((whole.get("architectures") or ["unknown"])[0]),
+        architecture=_architecture(whole),
         model_type=model_type,
         num_parameters=sum(item.num_elements for item in kept.values()),
         weights_bytes=sum(item.num_bytes for item in kept.values()),
@@ -124,7 +100,7 @@ def read_facts(folder: Path) -> ModelFacts:
         num_layers=size.need("num_hidden_layers", "n_layer"),
         num_heads=heads,
         num_kv_heads=_kv_heads(config, size, heads),
-        head_dim=size.get("head_dim") or hidden // heads,
+        head_dim=size.get("head_dim") or max(1, hidden // heads),
         intermediate_size=size.get("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size") or 4 * hidden,
         vocab_size=vocabulary,
         embedding_rows=rows,
@@ -134,16 +110,21 @@ def read_facts(folder: Path) -> ModelFacts:
         dtype=_main_dtype(kept),
         activation=str(config.get("hidden_act") or config.get("activation_function") or "gelu"),
         gated=any(re.search(r"gate_proj|gate_up_proj|\.w3\.", name) for name in shapes),
-        sliding_window=_sliding_window(config),
+        sliding_window=_sliding_window(config, size),
         tensors=shapes,
-        dropped_fields=dropped,
+        dropped_fields=config_file.dropped(whole),
     )
     _check_together(folder, facts)
     return facts
 
 
+def _architecture(config: Mapping[str, Any]) -> str:
+    named = config.get("architectures")
+    return str(named[0]) if isinstance(named, list) and named else "unknown"
+
+
 class _Sizes:
-    """Positive whole numbers of a config under any of their names."""
+    """Positive whole numbers of a config under any of their names; enormous ones are refused."""
 
     def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
         self.folder = folder
@@ -155,7 +136,7 @@ class _Sizes:
             if isinstance(value, list) and value and all(isinstance(item, int) for item in value):
                 value = max(value)
             if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-                return value
+                return self._believable(key, value)
         return None
 
     def need(self, *keys: str) -> int:
@@ -163,6 +144,15 @@ class _Sizes:
         if value is None:
             where = str(self.folder / "config.json")
             raise ModelError(f"config.json does not say `{keys[0]}`", where=where, hint="copy the file again")
+        return value
+
+    def _believable(self, key: str, value: int) -> int:
+        if value > MOST_SIZE:
+            raise ModelError(
+                f"config.json states a `{key}` beyond {MOST_SIZE:,}, which no model has",
+                where=f"{self.folder / config_file.NAME} [{key}]",
+                hint="copy the file again from where the model came from",
+            )
         return value
 
 
@@ -202,10 +192,10 @@ def _main_dtype(kept: Mapping[str, TensorInfo]) -> str:
     return _SHORT_TYPES.get(main, main.lower())
 
 
-def _sliding_window(config: Mapping[str, Any]) -> int | None:
+def _sliding_window(config: Mapping[str, Any], size: _Sizes) -> int | None:
     """Width of the window where every layer has it; with some full layers the window saves no memory at the peak."""
-    window = config.get("sliding_window")
-    if not isinstance(window, int) or config.get("use_sliding_window") is False:
+    window = size.get("sliding_window")
+    if window is None or config.get("use_sliding_window") is False:
         return None
     kinds = config.get("layer_types")
     return None if isinstance(kinds, list) and "full_attention" in kinds else window
@@ -226,11 +216,11 @@ def _refuse_quantised(folder: Path, config: Mapping[str, Any], stored: Mapping[s
 
 def _check_together(folder: Path, facts: ModelFacts) -> None:
     layers = {index for name in facts.tensors if (index := names.layer_index(name)) is not None}
-    missing = [index for index in range(facts.num_layers) if index not in layers]
+    missing = next((index for index in range(facts.num_layers) if index not in layers), None)
     again = "config.json and the weights do not belong together: copy the whole folder again"
-    if missing:
+    if missing is not None:
         raise ModelError(
-            f"config.json says {facts.num_layers} layers, the weight files lack layer {missing[0]}",
+            f"config.json says {facts.num_layers} layers, the weight files lack layer {missing}",
             where=str(folder),
             hint=again,
         )

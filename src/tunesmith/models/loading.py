@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,42 +16,35 @@ from transformers import __version__ as transformers_version
 from transformers.utils import logging as transformers_logging
 
 from tunesmith.errors import ModelError
+from tunesmith.models import config_file
 from tunesmith.models.causal_lm import CausalLM
-from tunesmith.models.facts import DROPPED_FIELDS
+from tunesmith.models.facts import read_facts
+from tunesmith.models.weights import INDEX, SINGLE, weight_files
 
 _TESTED = "tested families: Llama, Qwen 2 and 3, Mistral, Gemma, Phi, GPT-2"
 _BELONG = "config.json and weights do not belong together, or the folder is incomplete: copy the whole folder again"
 _LONGEST = 200
 _LARGEST_WEIGHT = 1e6
 """Weights and gains of real models stay below a thousand or so; the high bits of an exponent give 1e8 and more."""
+_MOST_GROWTH = 1.5
+_FREE_ELEMENTS = 1 << 26
+"""Beyond one and a half times what is stored and 64 million numbers, a config does not describe the weights beside it."""
 
 
 def read_config(folder: Path) -> Any:
-    """Configuration of a model folder without the fields that could run code.
+    """Configuration of a model folder without the fields that could run code or choose files.
 
     Raises:
         ModelError: missing, not JSON, or an architecture that transformers does not have.
     """
-    path = folder / "config.json"
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ModelError(
-            "the model folder has no config.json", where=str(folder), hint="copy it from where the model came from"
-        ) from error
-    except ValueError as error:
-        raise ModelError(
-            f"config.json is not valid JSON: {error}", where=str(path), hint="copy the file again"
-        ) from error
-    for field in DROPPED_FIELDS:
-        values.pop(field, None)
+    values = config_file.obeyed(config_file.read_config(folder))
     kind = values.pop("model_type", None)
     try:
         return AutoConfig.for_model(kind, **values)
-    except (ValueError, TypeError, KeyError) as error:
+    except Exception as error:  # the classes of transformers fail on wrong values in every way there is
         raise ModelError(
             f"model type `{kind}` does not open with the installed transformers {transformers_version}: {_first(error)}",
-            where=str(path),
+            where=str(folder / config_file.NAME),
             hint=f"{_TESTED}; a newer transformers may know more, and code that a folder brings is never run",
         ) from error
 
@@ -67,22 +63,28 @@ def load_model(
     Raises:
         ModelError: no such architecture, missing or unexpected weights, unknown logits.
     """
+    stored = read_facts(folder).num_parameters
     config = read_config(folder)
     _quiet()
     try:
-        hf, report = AutoModelForCausalLM.from_pretrained(
-            folder,
-            config=config,
-            dtype=dtype,
-            attn_implementation="sdpa",
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are refused below, by name
-        )
-    except (OSError, ValueError, RuntimeError) as error:
+        _refuse_larger(config, stored, folder)
+        with _weights_alone(folder) as beside:
+            hf, report = AutoModelForCausalLM.from_pretrained(
+                beside,
+                config=config,
+                dtype=dtype,
+                attn_implementation="sdpa",
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are refused below, by name
+            )
+    except ModelError:
+        raise
+    except Exception as error:  # the classes of transformers fail on wrong values in every way there is
         raise ModelError(f"the model does not load: {_first(error)}", where=str(folder), hint=_BELONG) from error
+    hf.name_or_path = hf.config.name_or_path = str(folder)
     if mismatched := report.get("mismatched_keys"):
         name, stored, wanted = sorted(mismatched)[0]
         raise ModelError(
@@ -123,6 +125,41 @@ def _check_weights(hf: Any, folder: Path) -> None:
                 where=str(folder),
                 hint="copy the model again, and check its files against the sha256 of where it came from",
             )
+
+
+def _refuse_larger(config: Any, stored: int, folder: Path) -> None:
+    """Refuse a config that describes much more than the files hold: what is missing would be filled in, in memory.
+
+    The module is built without memory for its tensors, and counted.
+    """
+    with torch.device("meta"):
+        skeleton = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
+    described = sum(item.numel() for item in {id(item): item for item in skeleton.parameters()}.values())
+    buffers = sum(item.numel() for item in skeleton.buffers())
+    if described > _MOST_GROWTH * stored + _FREE_ELEMENTS or buffers > stored + _FREE_ELEMENTS:
+        what = f"{described:,} parameters" if described > stored else f"buffers of {buffers:,} numbers"
+        raise ModelError(
+            f"config.json describes {what}, the weight files hold {stored:,} parameters",
+            where=str(folder / config_file.NAME),
+            hint=_BELONG,
+        )
+
+
+@contextmanager
+def _weights_alone(folder: Path) -> Iterator[Path]:
+    """A folder with nothing but the weight files that were checked, and a configuration of ours.
+
+    transformers looks into a model folder for adapters, other weight files, sharded checkpoints and generation code; what
+    was neither checked nor hashed must not be found.
+    """
+    with tempfile.TemporaryDirectory(prefix="tunesmith-model-") as name:
+        beside = Path(name)
+        files = weight_files(folder)
+        for path in [*files, *([folder / INDEX] if files[0].name != SINGLE else [])]:
+            (beside / path.name).symlink_to(path.resolve())
+        values = config_file.obeyed(config_file.read_config(folder))
+        (beside / config_file.NAME).write_text(json.dumps(values), encoding="utf-8")
+        yield beside
 
 
 def _first(error: Exception) -> str:

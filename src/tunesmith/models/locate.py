@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,9 @@ from typing import Any
 from tunesmith import embedded
 from tunesmith.errors import ModelError, RunError
 from tunesmith.files import sha256_of
+from tunesmith.foreign import LARGE_BYTES, read_object
 from tunesmith.models.facts import read_facts
+from tunesmith.models.links import refuse_links_out
 from tunesmith.models.weights import weight_files
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(?:@[\w./-]+)?$")
@@ -67,6 +69,7 @@ def locate(name: str, folder: Path = Path()) -> ModelFolder:
     if path is None:
         raise _not_found(name, folder)
     if (path / "config.json").is_file():
+        _refuse_both(path)
         return ModelFolder(path, name)
     raise _not_a_base(path)
 
@@ -86,6 +89,7 @@ def open_model(text: str) -> ModelRef:
     if _is_run(path):
         return _open_run(path)
     if (path / "adapter_config.json").is_file():
+        _refuse_both(path)
         return ModelRef(_base_of_adapter(path), adapter=path)
     return ModelRef(locate(text))
 
@@ -94,8 +98,10 @@ def check_weights(path: Path) -> None:
     """Check a model folder before anything is loaded.
 
     Raises:
-        ModelError: no weights, pickled or torn weights, broken config.json, or a tokenizer larger than the embedding.
+        ModelError: no weights, pickled or torn weights, broken config.json, a tokenizer larger than the embedding, or
+            links that lead out of the folder.
     """
+    refuse_links_out(path)
     facts = read_facts(path)
     size = tokenizer_size(path)
     if size is not None and size > facts.embedding_rows:
@@ -115,28 +121,53 @@ def tokenizer_size(folder: Path) -> int | None:
     """
     path = folder / "tokenizer.json"
     try:
-        values = json.loads(path.read_bytes())
+        values = read_object(path, LARGE_BYTES)
         vocabulary = values["model"]["vocab"]
         added = values.get("added_tokens") or []
         ids = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
         return max([max(ids, default=-1), *(int(item["id"]) for item in added)]) + 1
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         what = f"it has no {error}" if isinstance(error, KeyError) else str(error)
         raise ModelError(f"tokenizer.json is broken: {what}", where=str(path), hint="copy the file again") from None
 
 
 def _existing(name: str, folder: Path) -> Path | None:
-    path = Path(name).expanduser()
+    path = _at_home(name)
     for candidate in (path,) if path.is_absolute() else (folder / path, path):
-        if candidate.is_dir():
+        if _there(candidate, Path.is_dir):
             return candidate.resolve()
-        if candidate.is_file():
+        if _there(candidate, Path.is_file):
             raise ModelError(
                 "a model is a folder, this is a file", where=str(candidate), hint=f"give `{candidate.parent}`"
             )
     return None
+
+
+def _at_home(name: str) -> Path:
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:  # `~name` of nobody on this machine
+        return Path(name)
+
+
+def _there(path: Path, kind: Callable[[Path], bool]) -> bool:
+    """Whether there is such a file or folder; a name that no file can have, being too long, is not there."""
+    try:
+        return kind(path)
+    except OSError:
+        return False
+
+
+def _refuse_both(path: Path) -> None:
+    """Refuse a folder that is a model and an adapter at once: other programs load both, and which is meant is unclear."""
+    if (path / "adapter_config.json").is_file() and (path / "config.json").is_file():
+        raise ModelError(
+            "the folder holds a whole model and an adapter: which of them is meant is unclear",
+            where=str(path),
+            hint="move adapter_config.json and adapter_model.safetensors into a folder of their own",
+        )
 
 
 def _is_run(path: Path) -> bool:
@@ -187,30 +218,18 @@ def _shown(folder: Path) -> str:
 def _near(name: str, folder: Path) -> str | None:
     """The closest embedded name or model folder, as the person would write it."""
     known = {item: item for item in embedded.MODELS}
-    parent = Path(name).expanduser().parent
+    parent = _at_home(name).parent
     for place in (folder / parent, parent):
-        if place.is_dir():
+        if _there(place, Path.is_dir):
             found = [item for item in place.iterdir() if (item / "config.json").is_file()]
             known.update({item.name: str(parent / item.name) for item in found})
     close = difflib.get_close_matches(Path(name).name, known, n=1, cutoff=0.6)
     return known[close[0]] if close else None
 
 
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"the file cannot be read as JSON: {error}", where=str(path), hint="copy the file again"
-        ) from None
-    if not isinstance(values, dict):
-        raise ModelError("the file is not a JSON object", where=str(path), hint="copy the file again")
-    return values
-
-
 def _base_of_adapter(path: Path) -> ModelFolder:
     config = path / "adapter_config.json"
-    name = _read_object(config).get("base_model_name_or_path")
+    name = read_object(config).get("base_model_name_or_path")
     if not isinstance(name, str) or not name:
         raise ModelError(
             "the adapter does not say which base it belongs to", where=str(config), hint="set `base_model_name_or_path`"
@@ -245,13 +264,13 @@ def base_of_run(path: Path) -> ModelFolder:
     Raises:
         ModelError: it is no longer where the run found it.
     """
-    recipe = _read_object(path / "recipe.json")
+    recipe = _of_run(path / "recipe.json")
     model = recipe.get("model")
     name = model.get("name") if isinstance(model, dict) else model
     if not isinstance(name, str) or not name:
         raise ModelError("the run's recipe names no model", where=str(path / "recipe.json"))
     if embedded.model_folder(name) is None and (path / "plan.json").is_file():
-        planned = _read_object(path / "plan.json").get("model")
+        planned = _of_run(path / "plan.json").get("model")
         place = Path(str(planned.get("path", ""))) if isinstance(planned, dict) else Path()
         if place.is_absolute() and (place / "config.json").is_file():
             return ModelFolder(place, name)
@@ -263,3 +282,10 @@ def base_of_run(path: Path) -> ModelFolder:
             where=str(path / "recipe.json"),
             hint=error.hint,
         ) from error
+
+
+def _of_run(path: Path) -> dict[str, Any]:
+    try:
+        return read_object(path, kind=RunError)
+    except FileNotFoundError:
+        raise RunError("a file of the run is missing", where=str(path), hint="name a whole run folder") from None

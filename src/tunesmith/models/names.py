@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from fnmatch import fnmatchcase
 
-_LAYER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks|block)\.(\d+)\.")
+_LAYER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks|block)\.(\d{1,9})\.")
 _ATTENTION = frozenset(
     [
         "q_proj",

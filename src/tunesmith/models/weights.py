@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import ModelError
+from tunesmith.foreign import LARGE_BYTES, read_object
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -22,7 +23,11 @@ ITEM_BYTES: Mapping[str, int] = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2,
     "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "C64": 8,
 }  # fmt: skip
-_MAX_HEADER_BYTES = 100_000_000
+MOST_HEADER_BYTES = 25_000_000
+"""The format allows four times as much; 100,000 tensors take 12 MB, and JSON takes up to 30 times its size in memory."""
+
+MOST_DIMENSIONS = 8
+MOST_ELEMENTS = 1 << 60
 _COPY_AGAIN = "copy or download the file again"
 
 
@@ -90,36 +95,75 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         ModelError: torn or not a safetensors file; names the file, its size and the size that the header expects.
     """
     size = path.stat().st_size
+    payload = _header(path, size)
+    try:
+        header = json.loads(payload, object_pairs_hook=_once)
+        entries = {name: _entry(name, item) for name, item in header.items() if name != "__metadata__"}
+        end = _without_gaps(entries)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        what = "it nests too deeply" if isinstance(error, RecursionError) else str(error)
+        raise ModelError(
+            f"the header of the weight file is broken: {what}", where=str(path), hint=_COPY_AGAIN
+        ) from None
+    if 8 + len(payload) + end != size:
+        raise _torn(path, size, f"its header expects {8 + len(payload) + end:,} bytes")
+    return {name: TensorInfo(shape, dtype, end - begin) for name, (shape, dtype, begin, end) in entries.items()}
+
+
+def _header(path: Path, size: int) -> bytes:
     with path.open("rb") as stream:
         start = stream.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-        if len(start) < 8 or length > _MAX_HEADER_BYTES:
-            raise ModelError(f"not a safetensors file ({size:,} bytes)", where=str(path), hint=_COPY_AGAIN)
-        if 8 + length > size:
+        if len(start) == 8 and 8 + length > size:
+            if length > MOST_HEADER_BYTES:
+                raise ModelError(f"not a safetensors file ({size:,} bytes)", where=str(path), hint=_COPY_AGAIN)
             raise _torn(path, size, f"its header alone ends at byte {8 + length:,}")
-        payload = stream.read(length)
-    try:
-        header = json.loads(payload)
-        tensors = {name: _tensor(name, item) for name, item in header.items() if name != "__metadata__"}
-        end = max((item["data_offsets"][1] for name, item in header.items() if name != "__metadata__"), default=0)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise ModelError(
-            f"the header of the weight file is broken: {error}", where=str(path), hint=_COPY_AGAIN
-        ) from None
-    if 8 + length + end != size:
-        raise _torn(path, size, f"its header expects {8 + length + end:,} bytes")
-    return tensors
+        if len(start) < 8:
+            raise ModelError(f"not a safetensors file ({size:,} bytes)", where=str(path), hint=_COPY_AGAIN)
+        if length > MOST_HEADER_BYTES:
+            raise ModelError(
+                f"the header of the weight file has {length:,} bytes, at most {MOST_HEADER_BYTES:,} are read",
+                where=str(path),
+                hint="save the model in more, smaller files",
+            )
+        return stream.read(length)
 
 
-def _tensor(name: str, item: Mapping[str, Any]) -> TensorInfo:
-    shape = tuple(int(width) for width in item["shape"])
-    begin, end = item["data_offsets"]
-    dtype = item["dtype"]
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object whose names are all different: with a name twice, two readers would see two files."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise ValueError("it names a tensor twice")
+    return values
+
+
+_Entry = tuple[tuple[int, ...], str, int, int]
+"""Shape, type, first byte and one past the last."""
+
+
+def _entry(name: str, item: Mapping[str, Any]) -> _Entry:
+    shape, (begin, end), dtype = tuple(item["shape"]), item["data_offsets"], item["dtype"]
+    if not all(type(number) is int for number in (*shape, begin, end)) or not isinstance(dtype, str):
+        raise ValueError(f"tensor `{name}` has a size that is no whole number")
     if min(shape, default=0) < 0 or not 0 <= begin <= end:
         raise ValueError(f"tensor `{name}` has a negative size")
+    if len(shape) > MOST_DIMENSIONS or max(*shape, end, 0) > MOST_ELEMENTS:
+        raise ValueError(f"tensor `{name}` is larger than any")
     if dtype in ITEM_BYTES and prod(shape) * ITEM_BYTES[dtype] != end - begin:
         raise ValueError(f"tensor `{name}` of shape {list(shape)} and type {dtype} has {end - begin} bytes")
-    return TensorInfo(shape, dtype, end - begin)
+    if prod(shape) > MOST_ELEMENTS:
+        raise ValueError(f"tensor `{name}` is larger than any")
+    return shape, dtype, begin, end
+
+
+def _without_gaps(entries: Mapping[str, _Entry]) -> int:
+    """Where the last tensor ends. Raises ValueError where two share bytes, or bytes between two belong to none."""
+    end = 0
+    for name, (_, _, first, last) in sorted(entries.items(), key=lambda item: item[1][2:]):
+        if first != end:
+            raise ValueError(f"tensor `{name}` {'shares bytes with another' if first < end else 'leaves bytes unused'}")
+        end = last
+    return end
 
 
 def _torn(path: Path, size: int, expected: str) -> ModelError:
@@ -127,10 +171,10 @@ def _torn(path: Path, size: int, expected: str) -> ModelError:
 
 
 def _weight_map(path: Path) -> dict[str, str]:
+    values = read_object(path, LARGE_BYTES)
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-        names = {str(tensor): str(file) for tensor, file in entries.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        names = {str(tensor): str(file) for tensor, file in values["weight_map"].items()}
+    except (KeyError, AttributeError) as error:
         raise ModelError(
             f"the index of the weight files is broken: {error!r}", where=str(path), hint=_COPY_AGAIN
         ) from None
@@ -140,9 +184,10 @@ def _weight_map(path: Path) -> dict[str, str]:
     if outside is not None or not names:
         raise ModelError(
             f"the index names `{outside}`, which is not a safetensors file of this folder"
-            if outside
+            if outside is not None
             else "the index is empty",
             where=str(path),
+            hint=_COPY_AGAIN,
         )
     return names
 

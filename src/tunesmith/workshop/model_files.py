@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from tunesmith.files import copy_file, write_text
-from tunesmith.models.facts import DROPPED_FIELDS
+from tunesmith.foreign import read_object
+from tunesmith.models import config_file
 
 CARRIED = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
@@ -21,7 +22,7 @@ _NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "
 
 def stored_dtype(folder: Path) -> torch.dtype:
     """The type in which a model folder says its weights are stored; fp32 where it does not say."""
-    values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    values = config_file.read_config(folder)
     name = str(values.get("dtype") or values.get("torch_dtype") or "float32")
     return {text: dtype for dtype, text in _NAMES.items()}.get(name, torch.float32)
 
@@ -47,8 +48,8 @@ def write_model(
     """
     state = {name: tensor.detach().to(dtype).cpu() for name, tensor in hf.state_dict().items()}
     hf.save_pretrained(folder, state_dict=state)
-    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
-    dropped = [field for field in DROPPED_FIELDS if config.pop(field, None) is not None]
+    given = config_file.read_config(base)
+    config = config_file.obeyed(given)
     config.pop("torch_dtype", None)
     config["dtype"] = _NAMES[dtype]
     write_text(folder / "config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
@@ -59,14 +60,16 @@ def write_model(
         _name_stops(folder / "generation_config.json", stop_ids)
     if template is not None:
         write_text(folder / "chat_template.jinja", template)
-    return [f"config.json is written without `{field}`, which is not obeyed here" for field in dropped]
+    return [
+        f"config.json is written without `{field}`, which is not obeyed here" for field in config_file.dropped(given)
+    ]
 
 
 def _name_stops(path: Path, stop_ids: Collection[int]) -> None:
     """Add ``stop_ids`` to the end tokens of a generation config; a plain number where there is one."""
-    values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    values = read_object(path) if path.is_file() else {}
     there = values.get("eos_token_id")
-    known = there if isinstance(there, list) else [] if there is None else [there]
+    known = [item for item in (there if isinstance(there, list) else [there]) if isinstance(item, int)]
     ends = [*known, *sorted(set(stop_ids) - set(known))]
     values["eos_token_id"] = ends[0] if len(ends) == 1 else ends
     write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
