@@ -16,8 +16,12 @@ class Disk:
     """The real disk. Each method is one operation; streams are unbuffered, so a write is done when it returns."""
 
     def open(self, path: Path, mode: str) -> BinaryIO:
-        """Open for writing: ``wb`` anew, ``xb`` anew where there is none, ``ab`` at the end."""
-        return path.open(mode, buffering=0)  # type: ignore[return-value]
+        """Open for writing: ``wb`` anew, ``xb`` anew where there is none, ``ab`` at the end. A link is never followed.
+
+        Raises:
+            OSError: also where the name is a symbolic link, which may lead out of the folder that is written to.
+        """
+        return open(path, mode, buffering=0, opener=_open_itself)  # type: ignore[return-value]
 
     def write(self, stream: BinaryIO, payload: bytes | memoryview) -> None:
         """Write all of ``payload``."""
@@ -38,8 +42,12 @@ class Disk:
         path.unlink()
 
     def truncate(self, path: Path, num_bytes: int) -> None:
-        """Cut a file."""
-        os.truncate(path, num_bytes)
+        """Cut a file. Raises OSError where the name is a symbolic link."""
+        descriptor = _open_itself(str(path), os.O_WRONLY)
+        try:
+            os.ftruncate(descriptor, num_bytes)
+        finally:
+            os.close(descriptor)
 
     def make_folder(self, path: Path) -> None:
         """Make one folder. Raises FileExistsError where it is."""
@@ -48,6 +56,10 @@ class Disk:
     def remove_folder(self, path: Path) -> None:
         """Remove an empty folder."""
         path.rmdir()
+
+
+def _open_itself(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 _current = Disk()

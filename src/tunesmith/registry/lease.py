@@ -108,7 +108,7 @@ def _take(folder: Path) -> int:
         holder = owner(folder)
         if holder is not None:
             raise _held(folder, holder)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         try:
             _lock(descriptor)
             if os.fstat(descriptor).st_ino == path.stat().st_ino:

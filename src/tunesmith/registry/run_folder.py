@@ -28,6 +28,7 @@ from tunesmith.files import (
     write_json,
     write_text,
 )
+from tunesmith.foreign import refuse_links_out
 from tunesmith.recipe.codec import parse
 from tunesmith.recipe.fingerprint import differences, identity
 from tunesmith.recipe.root import Recipe
@@ -90,7 +91,13 @@ class RunFolder:
                 where=str(path),
                 hint="`tunesmith runs list` shows the runs there are",
             )
+        run._refuse_links()
         return run
+
+    def _refuse_links(self) -> None:
+        """Refuse a run with a file or folder that is a link out of it: writing would follow it."""
+        own = [item.relative_to(self.path) for item in vars(self).values() if isinstance(item, Path)]
+        refuse_links_out(self.path, map(str, own), "--run places a whole run on another disk", RunError)
 
     def create(self, recipe: Mapping[str, Any]) -> None:
         """Make the folder and write the resolved recipe into it, which makes it a run.
@@ -109,11 +116,12 @@ class RunFolder:
             pass
 
     def check_free(self) -> None:
-        """Refuse a folder that holds something else than a run.
+        """Refuse a folder that holds something else than a run, or links that lead out of it.
 
         Raises:
-            RunError: it is a file, or holds other files.
+            RunError: it is a file, or holds other files or such links.
         """
+        self._refuse_links()
         if not self.path.exists() or self.exists:
             return
         if not self.path.is_dir() or any(item.name != lease.NAME for item in self.path.iterdir()):
