@@ -36,7 +36,7 @@ def trainer_on_gpu(folder: Path, scope: str, steps: int = 12, **changes: Any) ->
     model.to("cuda")
     stream = PackedStream(MemoryStore(LENGTHS), StreamOptions(8, steps, 4096, options.seed))  # type: ignore[arg-type]
     recorder = Recorder()
-    checkpoints = CheckpointFolder(folder, "run", keep=2)
+    checkpoints = CheckpointFolder(folder, "run", keep=options.keep_checkpoints)
     return Trainer(model, NextToken(), adapter, stream, options, checkpoints, hooks=[recorder]), recorder
 
 

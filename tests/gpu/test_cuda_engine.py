@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,7 +51,9 @@ def with_objective(trainer: Trainer, objective: NextToken) -> Trainer:
 @contextmanager
 def no_waiting() -> Iterator[None]:
     """Within the context an operation that makes the host wait for the device is an error."""
-    torch.cuda.set_sync_debug_mode("error")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch says that the check is a prototype
+        torch.cuda.set_sync_debug_mode("error")
     try:
         yield
     finally:

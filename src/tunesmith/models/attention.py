@@ -11,9 +11,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -32,41 +34,59 @@ class Group:
     real_R: Tensor
 
 
-@dataclass(frozen=True)
 class PackLayout:
-    """What attention needs to know of a pack; built once a batch and shared by all layers."""
+    """What attention needs to know of a pack; built once a batch and shared by all layers.
 
-    starts_D1: Tensor
-    longest: int
-    groups: tuple[Group, ...]
-    order_T: Tensor | None
+    Args:
+        starts_D1: cumulative lengths, on the device.
+        lengths: the same on the host.
+    """
+
+    def __init__(self, starts_D1: Tensor, lengths: Sequence[int]) -> None:
+        self.starts_D1 = starts_D1
+        self.lengths = lengths
+        self.longest = max(lengths)
+
+    @cached_property
+    def _rectangles(self) -> tuple[tuple[Group, ...], Tensor | None]:
+        """Groups and order, planned on the host at their first use: the variable-length kernel needs neither."""
+        device = self.starts_D1.device
+        lengths = np.asarray(self.lengths, dtype=np.int64)
+        starts = np.cumsum(lengths) - lengths
+        by_length = np.argsort(-lengths, kind="stable").tolist()
+        groups: list[Group] = []
+        order: list[npt.NDArray[np.int64]] = []
+        while by_length:
+            longest = int(lengths[by_length[0]])
+            count = next(
+                (place for place, index in enumerate(by_length) if 2 * lengths[index] <= longest and longest > 32),
+                len(by_length),
+            )
+            members = np.asarray(sorted(by_length[:count]), dtype=np.int64)
+            del by_length[:count]
+            columns_NL = np.broadcast_to(np.arange(longest), (count, longest))
+            real_NL = columns_NL < lengths[members, None]
+            take_NL = starts[members, None] + np.minimum(columns_NL, lengths[members, None] - 1)
+            groups.append(Group(_moved(take_NL, device), _moved(np.flatnonzero(real_NL), device)))
+            order.append(take_NL[real_NL])
+        joined = np.concatenate(order)
+        in_order = bool(np.all(joined == np.arange(len(joined))))
+        return tuple(groups), None if in_order else _moved(np.argsort(joined), device)
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """Documents by length, so that padding inside a group stays below a half."""
+        return self._rectangles[0]
+
+    @property
+    def order_T(self) -> Tensor | None:
+        """Where each token of the pack lies among the tokens of the groups; None where they are in order."""
+        return self._rectangles[1]
 
 
 def layout_of(starts_D1: Tensor, lengths: Sequence[int]) -> PackLayout:
-    """Plan a pack on the host. Documents are grouped so that padding inside a group stays below a half."""
-    device = starts_D1.device
-    starts = [0]
-    for length in lengths:
-        starts.append(starts[-1] + length)
-    by_length = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
-    groups: list[Group] = []
-    order: list[int] = []
-    position = 0
-    while position < len(by_length):
-        longest = lengths[by_length[position]]
-        members = [by_length[position]]
-        position += 1
-        while position < len(by_length) and (2 * lengths[by_length[position]] > longest or longest <= 32):
-            members.append(by_length[position])
-            position += 1
-        members.sort()
-        take = [[starts[index] + min(column, lengths[index] - 1) for column in range(longest)] for index in members]
-        real = [row * longest + column for row, index in enumerate(members) for column in range(lengths[index])]
-        order += [starts[index] + column for index in members for column in range(lengths[index])]
-        groups.append(Group(torch.tensor(take, device=device), torch.tensor(real, device=device)))
-    in_order = order == list(range(len(order)))
-    inverse = None if in_order else torch.argsort(torch.tensor(order, device=device))
-    return PackLayout(starts_D1, max(lengths), tuple(groups), inverse)
+    """The layout of a pack."""
+    return PackLayout(starts_D1, lengths)
 
 
 def packed_attention(  # noqa: PLR0913 - the signature is that of transformers' attention functions
@@ -117,6 +137,12 @@ def packed_attention(  # noqa: PLR0913 - the signature is that of transformers' 
 @cache
 def _whole_row(length: int, device: torch.device) -> PackLayout:
     return layout_of(torch.tensor([0, length], dtype=torch.int32, device=device), (length,))
+
+
+def _moved(values: npt.NDArray[np.int64], device: torch.device) -> Tensor:
+    """On the device, without waiting for it: only pinned memory is copied while the host goes on."""
+    tensor = torch.from_numpy(np.ascontiguousarray(values))
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def _varlen_fits(query: Tensor, dropout: float, softcap: float | None) -> bool:
