@@ -25,7 +25,7 @@ class Scorecard:
 
     ``settings`` holds for each task (and, under ``probes.NAME``, each probe) all that must agree before two cards are
     compared: decoding, template, labels. ``rows`` name their task in ``task`` in the same way. ``tables`` and
-    ``baselines`` exist for tasks with a closed set of labels.
+    ``baselines`` exist for tasks with a closed set of labels. ``suite`` is what was asked for, as a recipe has it.
     """
 
     model: str
@@ -35,6 +35,7 @@ class Scorecard:
     tables: dict[str, dict[str, Any]] = field(default_factory=dict)
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
     seconds: float = 0.0
+    suite: dict[str, Any] = field(default_factory=dict)
     rows: list[dict[str, Any]] = field(default_factory=list)
 
     def add_task(self, name: str, result: TaskResult, **settings: Any) -> None:
@@ -67,6 +68,7 @@ class Scorecard:
             "tables": self.tables,
             "settings": self.settings,
             "seconds": self.seconds,
+            "suite": self.suite,
         }
 
     def save(self, folder: Path, name: str) -> Path:
@@ -107,6 +109,7 @@ class Scorecard:
                 tables=value["tables"],
                 settings=value["settings"],
                 seconds=float(value["seconds"]),
+                suite=dict(value.get("suite", {})),
                 rows=rows,
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -61,3 +61,7 @@ class EvaluationSection(Section):
     """Forgetting probes: ``general`` perplexity, simple ``completions``, ten kinds of ``instructions`` side by side."""
     batch_tokens: int = Field(default=8192, gt=0)
     """Tokens in one forward pass of scoring."""
+
+    def suite(self) -> dict[str, Any]:
+        """What is measured: the tasks and probes as plain values. How many tokens a pass holds is not part of it."""
+        return self.model_dump(mode="json", include={"tasks", "preserve"})

@@ -64,7 +64,7 @@ class Scoring:
             active: a context in which the wanted adapters are active.
         """
         started = time.perf_counter()
-        card = Scorecard(model=name)
+        card = Scorecard(model=name, suite=self.section.suite())
         was_training = machine.model.training
         machine.model.eval()
         with active or nullcontext():

@@ -39,6 +39,7 @@ from tunesmith.workshop.model_files import write_model
 from tunesmith.workshop.planning import plan_with_data, remember_speed
 from tunesmith.workshop.prepare import base_of, open_data
 from tunesmith.workshop.scoring import Scoring
+from tunesmith.workshop.suite import adopt_suite, unmeasured_note
 
 _FREE = ("micro_batch_size", "atom_tokens", "recompute", "checkpoint_every", "keep_checkpoints", "log_every", "threads")
 """Settings that a resume takes from the new plan; all others stay as the run's own plan has them."""
@@ -79,10 +80,10 @@ def train(plan: Plan, run_folder: Path, *, progress: Progress | None = None, res
     job = _Job(plan.source or plan.resolved, run, progress, restart)
     job.check_unchanged()
     if _is_done(run):
-        return _finished(run, nothing_to_do=True)
+        return job.found_finished()
     with lease(run.path):
         if _is_done(run):  # another process was quicker
-            return _finished(run, nothing_to_do=True)
+            return job.found_finished()
         job.load()
         job.open()
         with recorded(run, job):
@@ -161,6 +162,13 @@ class _Job:
             hint="put it back as it was, or start a new run with --run",
         )
 
+    def found_finished(self) -> Run:
+        """The run as it is; says so where the recipe asks for another evaluation."""
+        note = unmeasured_note(self.run, self.recipe)
+        if note is not None:
+            self.progress.note(note)
+        return _finished(self.run, nothing_to_do=True)
+
     def load(self) -> None:
         """Load the base, once it is known to fit: one that does not load leaves no run behind."""
         require_fit(self.plan)
@@ -191,6 +199,9 @@ class _Job:
 
     def train(self) -> None:
         """Score the base, train, score the result, write everything."""
+        changed = adopt_suite(self.run, self.recipe)
+        if changed is not None:
+            self._say("evaluation_changed", changed)
         for note in [*self.plan.notes, *self.notes]:
             self._say("note", note)
         self.run.set_status("running", steps=self.settings.total_steps)
@@ -222,6 +233,7 @@ class _Job:
         if scoring.tasks:
             write_json(self.run.comparison_path, compare(base_card, tuned_card).to_json())
         else:
+            self.run.comparison_path.unlink(missing_ok=True)
             why = "no task is asked for" if self.recipe.evaluation.tasks == [] else "no row is held out for a task"
             self._say("not_compared", f"{why}: whether the run helped is not measured")
         self.doing = "writing the report"
@@ -240,9 +252,12 @@ class _Job:
             self._say("untrained_token", said)
 
     def _base_card(self, scoring: Scoring, machine: Machinery) -> Scorecard:
-        """Scores of the base, measured before anything is attached; kept for a resume."""
+        """Scores of the base, measured before anything is attached; kept for a resume that asks for the same."""
         if self.run.scorecard_path("base").exists():
-            return Scorecard.load(self.run.scorecards_path, "base")
+            kept = Scorecard.load(self.run.scorecards_path, "base")
+            if kept.suite == scoring.section.suite():
+                return kept
+            self._say("scored_again", "the base was scored on another evaluation: it is scored again")
         card = scoring.score("base", machine)
         card.save(self.run.scorecards_path, "base")
         return card

@@ -16,7 +16,7 @@ def card(questions, table_sampler):
     # line separators within a text must not cut its row in two
     asked = questions("a", "a", "b\u2028b", "b\u2028b", "a", "b\u2028b")
     sampler = table_sampler({0: "a", 1: "b\u2028b", 2: "b\u2028b", 3: "é\u0085\r\nx", 4: "a", 5: "a"})
-    card = Scorecard("some/model", seconds=1.5)
+    card = Scorecard("some/model", seconds=1.5, suite={"tasks": None})
     card.add_task("intent", tasks.exact_match(asked, sampler, Sampling(4)), template="abc", data="test")
     card.add_probe("general", tasks.loss([(3.0, 2), (5.0, 4)]))
     return card
@@ -24,7 +24,7 @@ def card(questions, table_sampler):
 
 def test_card_has_the_contracts_shape(card):
     value = json.loads(json.dumps(card.to_json()))
-    assert list(value) == ["model", "tasks", "probes", "baselines", "tables", "settings", "seconds"]
+    assert list(value) == ["model", "tasks", "probes", "baselines", "tables", "settings", "seconds", "suite"]
     assert value["tasks"]["intent"]["exact_match"] == proportion(3, 6).to_json()
     assert set(value["probes"]["general"]) == {"loss", "perplexity"}
     assert value["baselines"]["intent"]["majority"]["label"] == "a"
