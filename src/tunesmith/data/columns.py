@@ -48,7 +48,7 @@ FIELDS: dict[str, tuple[Field, ...]] = {
     ),
     "messages": (
         Field("messages", ("messages", "conversations", "conversation")),
-        Field("tools", ("tools",), required=False),
+        Field("tools", ("tools", "functions"), required=False),
     ),
     "sharegpt": (
         Field("conversations", ("conversations", "conversation", "messages")),
@@ -82,12 +82,17 @@ class Column:
         """
         if self.template is not None:
             return "".join(_part(values, text, is_column) for text, is_column in self.template)
-        for name in self.names:
-            if name in values:
-                return values[name]
+        name = self.found_in(values)
+        if name is not None:
+            return values[name]
         if self.is_named or (self.field.required and (self.field.unless is None or self.field.unless not in values)):
             raise BadRow("missing_column", _lacks(self.names[0], values))
         return None
+
+    def found_in(self, values: Mapping[str, Any]) -> str | None:
+        """The column that the field is read from: the first that is there and not null, else the first that is there."""
+        there = [name for name in self.names if name in values]
+        return next((name for name in there if values[name] is not None), there[0] if there else None)
 
     def has(self, values: Mapping[str, Any]) -> bool:
         """Whether a row has what this field needs."""

@@ -194,7 +194,8 @@ def detect(first: Sequence[RawRow], where: str, columns: Mapping[str, str] | Non
 
 def note(name: str, first: RawRow) -> str:
     """What was found, as a sentence to say aloud after ``detect``."""
-    fields = [column for field in FIELDS[name] for column in field.columns if column in first.values]
+    columns = columns_of(name, ()).values()
+    fields = [found for column in columns if (found := column.found_in(first.values)) is not None]
     unused = [column for column in first.values if column not in fields and column != "instances"]
     sentence = f"format {name}, from {', '.join(fields)}"
     if name == "alpaca" and "instances" in first.values and "output" not in first.values:

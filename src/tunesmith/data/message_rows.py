@@ -35,6 +35,8 @@ SHAREGPT_ROLES: dict[str, Role] = {
 """Values of ``from``."""
 
 _TRAIN_KEYS = ("train", "weight", "loss_weight")
+_BESIDE_CONTENT = frozenset({"id", "name", "tool_call_id", "reasoning_content", "reasoning", "thinking"})
+"""Keys whose value is no content of the turn that could be lost: what they say is read, or about the turn."""
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _REASONING_PARTS = ("reasoning", "thinking")
 _AFTER: dict[str, tuple[Role, ...]] = {
@@ -58,36 +60,28 @@ def as_list(value: Any, what: str) -> list[Any]:
 
 
 def openai_message(turn: Any, number: int) -> Message:
-    """A message from ``role`` and ``content``; its other keys that are not null go to ``extra``.
+    """A message from ``role`` and ``content``; its other keys that hold something go to ``extra``.
 
     ``content`` is text or parts: texts are joined, reasoning goes to ``extra["reasoning_content"]``, calls to
-    ``extra["tool_calls"]``. ``train``, ``weight`` and ``loss_weight`` of 0 or 1 set the message's own flag.
+    ``extra["tool_calls"]``, a ``function_call`` among them. ``train``, ``weight`` and ``loss_weight`` of 0 or 1 set the
+    message's own flag.
 
     Args:
         turn: as in the file.
         number: of the turn, from 1, for messages.
 
     Raises:
-        BadRow: wrong_type, missing_column, or role_order for an unknown role.
+        BadRow: wrong_type, missing_column, role_order for an unknown role, or empty_answer and empty_text for a turn
+            whose only content stands in a key that is not read.
     """
     turn = _mapping(turn, number, "role")
-    role = _role(turn["role"], OPENAI_ROLES, number, "role")
-    extra = {
-        key: value for key, value in turn.items() if key not in ("role", "content", *_TRAIN_KEYS) and value is not None
-    }
-    calls = tool_calls(extra.pop("tool_calls", None), number)
-    if "content" not in turn and not calls:
-        raise BadRow("missing_column", f"turn {number} has no `content`; it has: {', '.join(turn)}")
-    content, reasoning, more_calls = _content(turn.get("content"), number)
-    if reasoning:
-        extra["reasoning_content"] = reasoning
-    if calls + more_calls:
-        extra["tool_calls"] = calls + more_calls
-    return Message(role, content, _train(turn, number), extra or None)
+    return _message(turn, number, _role(turn["role"], OPENAI_ROLES, number, "role"), ("role", "content"))
 
 
 def sharegpt_message(turn: Any, number: int) -> Message:
     """A message from ``from`` and ``value``; a ``function_call`` becomes an assistant message with ``tool_calls``.
+
+    Other keys are read as ``openai_message`` does.
 
     Raises:
         BadRow: as ``openai_message``.
@@ -95,19 +89,52 @@ def sharegpt_message(turn: Any, number: int) -> Message:
     turn = _mapping(turn, number, "from")
     sender = turn["from"]
     role = _role(sender, SHAREGPT_ROLES, number, "from")
-    if "value" not in turn:
-        raise BadRow("missing_column", f"turn {number} has no `value`; it has: {', '.join(turn)}")
-    train = _train(turn, number)
-    if sender == "function_call":
-        calls = tool_calls(_json(turn["value"], f"the function call of turn {number}"), number)
-        if not calls:
-            raise BadRow("wrong_type", f"the function call of turn {number} is empty")
-        return Message(role, "", train, {"tool_calls": calls})
-    content, reasoning, calls = _content(turn["value"], number)
-    extra: dict[str, Any] = {"reasoning_content": reasoning} if reasoning else {}
-    if calls:
-        extra["tool_calls"] = calls
-    return Message(role, content, train, extra or None)
+    if sender != "function_call":
+        return _message(turn, number, role, ("from", "value"))
+    calls = tool_calls(_json(turn.get("value"), f"the function call of turn {number}"), number)
+    if not calls:
+        raise BadRow("wrong_type", f"the function call of turn {number} is empty")
+    return _message({**turn, "value": None, "tool_calls": calls}, number, role, ("from", "value"))
+
+
+def _message(turn: Mapping[str, Any], number: int, role: Role, keys: tuple[str, str]) -> Message:
+    """The message of a turn whose role and content stand under ``keys``."""
+    extra = {key: value for key, value in turn.items() if key not in (*keys, *_TRAIN_KEYS) and not _is_nothing(value)}
+    calls = tool_calls(extra.pop("tool_calls", None), number)
+    function_calls = tool_calls(extra.pop("function_call", None), number)
+    if calls and function_calls:
+        raise BadRow("wrong_type", f"turn {number} has both `tool_calls` and `function_call`")
+    calls += function_calls
+    if keys[1] not in turn and not calls:
+        raise BadRow("missing_column", f"turn {number} has no `{keys[1]}`; it has: {', '.join(turn)}")
+    content, reasoning, more_calls = _content(turn.get(keys[1]), number)
+    if reasoning:
+        extra["reasoning_content"] = reasoning
+    if calls + more_calls:
+        extra["tool_calls"] = calls + more_calls
+    elif not content.strip() and role != "tool":
+        _refuse_unread(role, extra, number)
+    return Message(role, content, _train(turn, number), extra or None)
+
+
+def _is_nothing(value: Any) -> bool:
+    """Whether a key of a turn holds nothing: exports write all keys, null or empty where they say nothing."""
+    return value is None or (isinstance(value, str | list | tuple | Mapping) and not value)
+
+
+def _refuse_unread(role: Role, extra: Mapping[str, Any], number: int) -> None:
+    """Refuse a turn without content beside keys that may hold it: an empty turn would be read, or trained, in its place."""
+    unread = [
+        key
+        for key, value in extra.items()
+        if key not in _BESIDE_CONTENT and isinstance(value, str | list | tuple | Mapping)
+    ]
+    if unread:
+        names = " and ".join(f"`{key}`" for key in unread)
+        raise BadRow(
+            "empty_answer" if role == "assistant" else "empty_text",
+            f"turn {number} has no content, and its {names} {'is' if len(unread) == 1 else 'are'} not read",
+        )
 
 
 def check_turns(messages: Sequence[Message]) -> None:

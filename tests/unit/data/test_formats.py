@@ -251,6 +251,71 @@ def test_openai_tool_calls_keep_their_ids_and_parse_their_arguments() -> None:
     assert messages[3].extra == {"reasoning_content": "r"}
 
 
+def test_openai_function_calls_become_tool_calls_and_functions_tools() -> None:
+    call = {"name": "f", "arguments": '{"x": 1}'}
+    turns = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": None, "function_call": call},
+        {"role": "function", "name": "f", "content": "7"},
+        {"role": "assistant", "content": "b", "function_call": None},
+    ]
+    record = chat("messages", {"messages": turns, "functions": [{"name": "f", "parameters": {}}]})
+    parsed = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
+    assert record.messages[1] == Message("assistant", "", None, {"tool_calls": [parsed]})
+    assert record.messages[2] == Message("tool", "7", None, {"name": "f"})
+    assert record.messages[3] == Message("assistant", "b")
+    assert record.tools == ({"type": "function", "function": {"name": "f", "parameters": {}}},)
+    last = chat("messages", {"messages": turns[:2]}).messages[-1]
+    assert last.extra == {"tool_calls": [parsed]}
+
+
+def test_columns_that_hold_null_give_way_to_those_that_hold_something() -> None:
+    values = openai(("user", "a"), ("assistant", "b"), tools=None, functions=[{"name": "f"}])
+    assert chat("messages", values).tools is not None
+    sentence = note("messages", raw(openai(("user", "a"), ("assistant", "b"), tools=[{"name": "f"}], functions=[])))
+    assert sentence == "format messages, from messages, tools; not used: functions"
+
+
+@pytest.mark.parametrize("calls", [[], [{"function": {"name": "g"}}]])
+def test_a_turn_that_calls_in_two_ways_or_in_none_is_a_fault(calls: list[Any]) -> None:
+    turn = {"role": "assistant", "content": None, "tool_calls": calls, "function_call": {"name": "f"}}
+    values = {"messages": [{"role": "user", "content": "a"}, turn]}
+    if calls:
+        assert fault("messages", values).reason == "wrong_type"
+    else:
+        assert chat("messages", values).messages[1].extra is not None
+    broken = {"role": "assistant", "content": None, "function_call": {"arguments": "{}"}}
+    assert fault("messages", {"messages": [{"role": "user", "content": "a"}, broken]}).reason == "wrong_type"
+
+
+@pytest.mark.parametrize("key", ["audio", "refusal", "functionCall"])
+def test_a_turn_whose_content_stands_in_a_key_that_is_not_read_is_a_fault(key: str) -> None:
+    unread = {"content": None, key: {"id": "x"} if key != "refusal" else "No."}
+    after = [{"role": "user", "content": "b"}, {"role": "assistant", "content": "c"}]
+    answered = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", **unread}, *after]}
+    found = fault("messages", answered)
+    assert found.reason == "empty_answer"
+    assert f"turn 2 has no content, and its `{key}` is not read" in found.detail
+    asked = fault("messages", {"messages": [{"role": "user", **unread}, {"role": "assistant", "content": "c"}]})
+    assert asked.reason == "empty_text"
+    human = {"from": "human", "value": "a"}
+    sharegpt = {
+        "conversations": [human, {"from": "gpt", "value": "", key: unread[key]}, human, {"from": "gpt", "value": "c"}]
+    }
+    assert fault("sharegpt", sharegpt).reason == "empty_answer"
+
+
+def test_an_empty_turn_with_a_name_an_id_or_reasoning_is_none() -> None:
+    turns = [
+        {"role": "user", "content": "a", "name": "Ann"},
+        {"role": "assistant", "content": "", "id": "m1", "reasoning_content": "hm", "annotations": [], "refusal": None},
+        {"role": "user", "content": "b"},
+        {"role": "assistant", "content": "c"},
+    ]
+    messages = chat("messages", {"messages": turns}).messages
+    assert messages[1] == Message("assistant", "", None, {"id": "m1", "reasoning_content": "hm"})
+
+
 def test_sharegpt_function_calls_become_tool_calls() -> None:
     tools = json.dumps([{"name": "f", "parameters": {}}])
     values = shared_gpt(
