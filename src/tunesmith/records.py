@@ -41,17 +41,28 @@ class RawRow:
 
 
 @dataclass(frozen=True, slots=True)
+class Stretch:
+    """Characters ``start`` to ``end`` of a content, the last not included, with a train flag of their own."""
+
+    start: int
+    end: int
+    train: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
     """One turn of a conversation.
 
     ``train`` overrides the objective's choice of trained turns for this turn; ``None`` leaves it.
     ``extra`` holds what templates may read beyond the content (``tool_calls``, ``name``, ``reasoning_content`` …).
+    ``stretches`` of the content, in order and apart, override both.
     """
 
     role: Role
     content: str
     train: bool | None = None
     extra: Mapping[str, Any] | None = None
+    stretches: tuple[Stretch, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,7 +41,11 @@ def _poison(path: Path) -> None:
 
 
 @settings(GENTLE, max_examples=25)
-@given(changes=st.dictionaries(st.sampled_from([*CONFIG, "rope_parameters", "hidden_act", "dtype", "to_dict", "id2label"]), JSON, min_size=1))
+@given(
+    changes=st.dictionaries(
+        st.sampled_from([*CONFIG, "rope_parameters", "hidden_act", "dtype", "to_dict", "id2label"]), JSON, min_size=1
+    )
+)
 @example(changes={"intermediate_size": 10**9})
 @example(changes={"head_dim": 10**9})
 @example(changes={"num_key_value_heads": 0})
@@ -61,7 +65,10 @@ def test_an_enormous_shape_takes_no_memory(tmp_path: Path) -> None:
         write_model(tmp_path / "many", model_type="mixtral", num_local_experts=10**9),
         write_model(tmp_path / "heads", head_dim=10**8),
     ]
-    code = TELL + "from tunesmith.models.loading import load_model\nfor name in sys.argv[1:]: tell(lambda: load_model(Path(name)))"
+    code = (
+        TELL
+        + "from tunesmith.models.loading import load_model\nfor name in sys.argv[1:]: tell(lambda: load_model(Path(name)))"
+    )
     said, peak = measured(code, *map(str, folders), seconds=60, mebibytes=12_000)
     assert said.count("ModelError | config.json describes") == len(folders), said
     assert peak < 1_200, "torch and transformers alone take half of this"
@@ -113,13 +120,21 @@ def test_an_adapter_in_a_model_folder_is_not_loaded_with_it(folder: Path) -> Non
         {f"{layer}.lora_A.weight": torch.ones(1, 8), f"{layer}.lora_B.weight": torch.ones(12, 1)},
         folder / "adapter_model.safetensors",
     )
-    values = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": ["gate_proj"], "base_model_name_or_path": "/etc"}
+    values = {
+        "peft_type": "LORA",
+        "r": 1,
+        "lora_alpha": 1,
+        "target_modules": ["gate_proj"],
+        "base_model_name_or_path": "/etc",
+    }
     (folder / "adapter_config.json").write_text(json.dumps(values), encoding="utf-8")
     model = load_model(folder)
     assert not any("lora" in name for name, _ in model.hf.named_parameters())
 
 
-@pytest.mark.parametrize("payload", [b"[" * 100_000, b"[]", b"{", b'{"eos_token_id": "x", "custom_generate": "evil"}', b"\xff"])
+@pytest.mark.parametrize(
+    "payload", [b"[" * 100_000, b"[]", b"{", b'{"eos_token_id": "x", "custom_generate": "evil"}', b"\xff"]
+)
 def test_generation_files_are_no_part_of_loading(folder: Path, payload: bytes) -> None:
     (folder / "generation_config.json").write_bytes(payload)
     (folder / "custom_generate").mkdir()
@@ -128,7 +143,10 @@ def test_generation_files_are_no_part_of_loading(folder: Path, payload: bytes) -
 
 
 def test_what_is_dropped_is_not_exported_either(folder: Path, tmp_path: Path) -> None:
-    changes = {"auto_map": {"AutoModelForCausalLM": "evil.Model"}, "text_config": {"_attn_implementation": "evil/kernel"}}
+    changes = {
+        "auto_map": {"AutoModelForCausalLM": "evil.Model"},
+        "text_config": {"_attn_implementation": "evil/kernel"},
+    }
     (folder / "config.json").write_text(json.dumps(CONFIG | changes), encoding="utf-8")
     out = tmp_path / "out"
     out.mkdir()

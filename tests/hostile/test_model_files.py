@@ -39,7 +39,11 @@ def test_the_folder_is_fine_to_begin_with(folder: Path) -> None:
 
 
 @GENTLE
-@given(changes=st.dictionaries(st.sampled_from([*CONFIG, "text_config", "sliding_window", "layer_types"]), JSON, min_size=1))
+@given(
+    changes=st.dictionaries(
+        st.sampled_from([*CONFIG, "text_config", "sliding_window", "layer_types"]), JSON, min_size=1
+    )
+)
 @example(changes={"num_hidden_layers": 10**9})
 @example(changes={"num_hidden_layers": 10**400})
 @example(changes={"hidden_size": 10**400})
@@ -150,7 +154,8 @@ INDEX = "model.safetensors.index.json"
 
 
 @pytest.mark.parametrize(
-    "name", ["/etc/passwd", "../x.safetensors", "a/x.safetensors", "..", "", "\0.safetensors", "x.bin", "a\\..\\b.safetensors"]
+    "name",
+    ["/etc/passwd", "../x.safetensors", "a/x.safetensors", "..", "", "\0.safetensors", "x.bin", "a\\..\\b.safetensors"],
 )
 def test_an_index_names_files_of_its_folder_alone(tmp_path: Path, name: str) -> None:
     (tmp_path / "x.safetensors").write_bytes(header({"a": TENSOR}, b"0000"))
@@ -231,7 +236,9 @@ def test_links_within_the_folder_of_the_hubs_cache_and_to_weights_are_read(tmp_p
     check_weights(linked)
 
 
-@pytest.mark.parametrize("name", ["~nobody-of-this-name/model", "a\0b", "x" * 5_000, "/" + "x/" * 5_000, "\ud800", "~", ""])
+@pytest.mark.parametrize(
+    "name", ["~nobody-of-this-name/model", "a\0b", "x" * 5_000, "/" + "x/" * 5_000, "\ud800", "~", ""]
+)
 def test_any_name_of_a_model(tmp_path: Path, name: str) -> None:
     refusal(lambda: locate(name, tmp_path))
     answer(lambda: open_model(name))
@@ -244,7 +251,9 @@ def test_a_model_and_an_adapter_in_one_folder_are_refused(tmp_path: Path) -> Non
         assert "which of them is meant" in refusal(lambda find=find: find(str(folder))).what
 
 
-@pytest.mark.parametrize("base", ["/etc", "../../..", "org/model", "\0", "~nobody-of-this-name/x", 5, None, ["a"], "x" * 5_000])
+@pytest.mark.parametrize(
+    "base", ["/etc", "../../..", "org/model", "\0", "~nobody-of-this-name/x", 5, None, ["a"], "x" * 5_000]
+)
 def test_an_adapter_that_names_any_base(tmp_path: Path, base: Any) -> None:
     (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}), encoding="utf-8")
     refusal(lambda: open_model(str(tmp_path)))

@@ -53,7 +53,8 @@ DEFAULT_TEMPLATE = """\
 """For base models that have no template: headed paragraphs, each answer closed by the end-of-text token."""
 
 _MARKED = re.compile(r"\{%-?\s*generation\s*[-+]?%\}")
-_REASONING = ("reasoning_content", "thinking", "reasoning")
+REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
+"""Keys of a message that hold its reasoning; templates read one of them."""
 
 
 class TemplateError(DataError):
@@ -86,6 +87,8 @@ class ChatTemplate:
         self.date = date
         self.where = where
         self.has_markers = _MARKED.search(source) is not None
+        self.keys_read: set[tuple[str, str]] = set()
+        """Role and key of messages that were seen to change the text."""
         try:
             self._clock = datetime.fromisoformat(date)
         except ValueError:
@@ -132,6 +135,10 @@ class ChatTemplate:
             raise TemplateError("the conversation contains the noncharacters U+10FFFE or U+10FFFF", where=self.where)
         marked = self._run(messages, tools, add_generation_prompt, self.arguments_as_text, marking=True)
         return self._read_marks(marked)
+
+    def names(self, key: str) -> bool:
+        """Whether the source holds the key as a word: it may then read it, of messages or of something else."""
+        return re.search(rf"(?<!\w){re.escape(key)}(?!\w)", self.source) is not None
 
     @cached_property
     def arguments_as_text(self) -> bool:
@@ -246,7 +253,7 @@ def template_dict(message: Message, *, arguments_as_text: bool = False) -> dict[
     calls = values.get("tool_calls")
     if isinstance(calls, list):
         values["tool_calls"] = [_call(call, arguments_as_text) for call in calls]
-    reasoning = next((values[key] for key in _REASONING if key in values), None)
+    reasoning = next((values[key] for key in REASONING_KEYS if key in values), None)
     if reasoning is not None:
         values = {"thinking": reasoning, **values, "reasoning_content": reasoning}
     return values

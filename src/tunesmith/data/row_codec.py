@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tunesmith.records import Chat, Labelled, Message, Origin, Record, Rejected, Row, Text
+from tunesmith.records import Chat, Labelled, Message, Origin, Record, Rejected, Row, Stretch, Text
 
 
 def to_line(value: Any) -> bytes:
@@ -42,9 +42,7 @@ def record_from_json(plain: Mapping[str, Any]) -> Record:
         return Text(plain["text"])
     if plain["type"] == "labelled":
         return Labelled(plain["text"], plain["label"])
-    messages = tuple(
-        Message(item["role"], item["content"], item.get("train"), item.get("extra")) for item in plain["messages"]
-    )
+    messages = tuple(_message_from_json(item) for item in plain["messages"])
     tools = plain.get("tools")
     return Chat(messages, None if tools is None else tuple(tools))
 
@@ -100,7 +98,14 @@ def _message_to_json(message: Message) -> dict[str, Any]:
         plain["train"] = message.train
     if message.extra is not None:
         plain["extra"] = dict(message.extra)
+    if message.stretches:
+        plain["stretches"] = [[item.start, item.end, item.train] for item in message.stretches]
     return plain
+
+
+def _message_from_json(plain: Mapping[str, Any]) -> Message:
+    stretches = tuple(Stretch(*item) for item in plain.get("stretches", ()))
+    return Message(plain["role"], plain["content"], plain.get("train"), plain.get("extra"), stretches)
 
 
 def _plain(value: Any) -> Any:

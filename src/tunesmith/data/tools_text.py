@@ -24,7 +24,10 @@ def calls_as_text(message: Message) -> Message:
     written = [f"<tool_call>\n{_json(_name_and_arguments(call))}\n</tool_call>" for call in calls]
     content = "\n".join([message.content, *written] if message.content else written)
     extra = {key: value for key, value in (message.extra or {}).items() if key != "tool_calls"}
-    return replace(message, content=content, extra=extra or None)
+    stretches = message.stretches
+    if stretches and stretches[-1].end == len(message.content):  # calls have the flag of the text before them
+        stretches = (*stretches[:-1], replace(stretches[-1], end=len(content)))
+    return replace(message, content=content, extra=extra or None, stretches=stretches)
 
 
 def tools_as_text(messages: Sequence[Message], tools: Tools) -> tuple[Message, ...]:

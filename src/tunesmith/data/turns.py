@@ -15,17 +15,23 @@ What stays ambiguous raises ``LostTurn``: a row is rejected rather than masked w
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from tunesmith.data.chat_template import ChatTemplate, Span, TemplateError, Tools, template_dict
+from tunesmith.data.chat_template import REASONING_KEYS, ChatTemplate, Span, TemplateError, Tools, template_dict
+from tunesmith.data.message_content import TRAIN_KEYS
 from tunesmith.data.template_habits import Habits, prompt_text
 from tunesmith.records import Message
 
 _PLANES = (0xF0000, 0x100000)
 _PLANE_SIZE = 0xFFFC
+
+
+_TOLD_OTHERWISE = frozenset({"tool_calls", "tool_call_id", *REASONING_KEYS})
+"""Keys whose absence has a sentence of its own, and the number of a call, which the order of turns says as well."""
 
 
 class LostTurn(Exception):
@@ -98,7 +104,38 @@ class Conversation:
             reasoning = template_dict(message).get("reasoning_content")
             if isinstance(reasoning, str) and reasoning.strip() not in self.text:
                 said["the chat template leaves out the reasoning of an answer"] = None
+        said |= dict.fromkeys(self._unread_keys())
         return list(said)
+
+    def _unread_keys(self) -> list[str]:
+        """Sentences about keys of messages that change nothing in the text."""
+        keys = {(message.role, key) for message in self.messages for key in message.extra or {}}
+        said: list[str] = []
+        for role, key in sorted(keys - self._template.keys_read):
+            if key in _TOLD_OTHERWISE:
+                continue
+            if self._reads(role, key):
+                self._template.keys_read.add((role, key))
+                continue
+            close = difflib.get_close_matches(key.removeprefix("content."), TRAIN_KEYS, n=1, cutoff=0.7)
+            meant = f" (did you mean `{close[0]}`?)" if close else ""
+            said.append(f"`{key}` of a turn of role {role} is not used{meant}: the chat template does not read it")
+        return said
+
+    def _reads(self, role: str, key: str) -> bool:
+        """Whether the text would be another without this key."""
+        if not self._template.names(key):
+            return False
+        without = [
+            replace(message, extra={name: value for name, value in message.extra.items() if name != key})
+            if message.role == role and message.extra
+            else message
+            for message in self.messages
+        ]
+        try:
+            return self._template.render(without, self._tools) != self.text
+        except TemplateError:
+            return True
 
     def prompt_before(self, index: int) -> str | None:
         """The prompt that answer ``index`` would be served with, or None where the template refuses to give one."""

@@ -11,7 +11,7 @@ from tunesmith.data.bad_row import BadRow
 from tunesmith.data.formats import FORMATS, check_columns, detect, note
 from tunesmith.errors import DataError
 from tunesmith.recipe.data import SourceSection
-from tunesmith.records import Chat, Labelled, Message, Origin, RawRow, Record, Text
+from tunesmith.records import Chat, Labelled, Message, Origin, RawRow, Record, Stretch, Text
 
 
 def raw(values: dict[str, Any], line: int = 1) -> RawRow:
@@ -233,6 +233,61 @@ def test_parts_are_joined_and_reasoning_and_calls_are_kept() -> None:
         "reasoning_content": "I think.",
         "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}],
     }
+
+
+def _parts(*parts: tuple[str, bool | int | None], **flags: Any) -> dict[str, Any]:
+    """A row whose answer has text parts with flags."""
+    content = [{"type": "text", "text": text} | ({} if flag is None else {"train": flag}) for text, flag in parts]
+    return {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": content, **flags}]}
+
+
+STRETCHES = [
+    (_parts(("think ", False), ("42", None)), None, [(0, 6, False)]),
+    (_parts(("think ", None), ("42", 1)), None, [(6, 8, True)]),
+    (_parts(("a", False), ("b", False), ("c", True), ("", False), ("d", True)), None, [(0, 2, False), (2, 4, True)]),
+    (_parts(("a", None), ("b", True), weight=0), False, [(0, 1, False), (1, 2, True)]),
+    (_parts(("a", True), ("b", True)), True, []),
+    (_parts(("a", False)), False, []),
+    (_parts(("a", None), ("b", True), train=True), True, []),
+    (_parts(("a", None), ("b", None)), None, []),
+]
+
+
+@pytest.mark.parametrize(("values", "train", "stretches"), STRETCHES)
+def test_train_flags_of_parts(values: dict[str, Any], train: bool | None, stretches: list[Any]) -> None:
+    message = chat("messages", values).messages[1]
+    assert message.train is train
+    assert message.stretches == tuple(Stretch(*item) for item in stretches)
+    assert message.extra is None
+
+
+def test_a_flag_that_its_part_cannot_have_is_a_fault() -> None:
+    assert fault("messages", _parts(("a", 2), ("b", None))).reason == "wrong_type"
+    assert fault("messages", openai(("user", "a"), ("assistant", [{"type": "text", "text": "b", "train": "no"}])))
+    reasoning = {"type": "reasoning", "text": "hm", "train": False}
+    found = fault("messages", openai(("user", "a"), ("assistant", [reasoning, {"type": "text", "text": "b"}])))
+    assert found.reason == "wrong_type"
+    assert "turn 2 flags a reasoning part otherwise" in found.detail
+    call = {"type": "tool_call", "value": {"name": "f"}, "train": True}
+    parts = [{"type": "text", "text": "b", "train": False}, {"type": "text", "text": "c", "train": True}, call]
+    assert chat("messages", openai(("user", "a"), ("assistant", parts))).messages[1].stretches[-1] == Stretch(
+        1, 2, True
+    )
+    assert (
+        "a tool call part" in fault("messages", openai(("user", "a"), ("assistant", [*parts[1:], *parts[:1]]))).detail
+    )
+
+
+def test_keys_that_are_not_read_are_kept_to_be_told() -> None:
+    part = {"type": "text", "text": "b", "cache_control": {"type": "x"}, "annotations": [], "trian": False}
+    message = chat("messages", openai(("user", "a"), ("assistant", [part]))).messages[1]
+    assert message.extra == {"content.cache_control": {"type": "x"}, "content.trian": False}
+    turns = [
+        {"from": "human", "value": "a", "name": "Ann"},
+        {"from": "gpt", "value": "b", "trian": False, "text": None},
+    ]
+    messages = chat("sharegpt", {"conversations": turns}).messages
+    assert [message.extra for message in messages] == [{"name": "Ann"}, {"trian": False}]
 
 
 def test_openai_tool_calls_keep_their_ids_and_parse_their_arguments() -> None:

@@ -18,7 +18,7 @@ from tunesmith.embedded import DEFAULT_MODEL, model_folder
 from tunesmith.errors import DataError
 from tunesmith.recipe.model import ModelSection
 from tunesmith.recipe.objectives import ClmSection, SftSection
-from tunesmith.records import Chat, Labelled, Message, Record, Text
+from tunesmith.records import Chat, Labelled, Message, Record, Stretch, Text
 
 FOLDER = model_folder(DEFAULT_MODEL)
 assert FOLDER is not None
@@ -87,6 +87,82 @@ def test_flags_of_messages_override_the_objective(source: str):
         assert trained_text(renderer(SOURCES[source], SftSection(loss_on=loss_on)), Chat(flagged)) == expected
     everything = renderer(SOURCES[source], SftSection(loss_on="everything")).render(Chat(flagged))
     assert all(everything.trained[1:])
+
+
+def _answered(content: str, *stretches: tuple[int, int, bool], train: bool | None = None, last: str = "Dos.") -> Chat:
+    flagged = Message("assistant", content, train, stretches=tuple(Stretch(*item) for item in stretches))
+    if last:
+        return Chat((TURNS[1], flagged, TURNS[3], Message("assistant", last)))
+    return Chat((TURNS[1], flagged))
+
+
+@pytest.mark.parametrize("last", ["Dos.", ""], ids=["earlier", "last"])
+@pytest.mark.parametrize("source", SOURCES)
+def test_flags_of_stretches_override_message_and_objective(source: str, last: str) -> None:
+    rendering = RENDERERS[source]
+    end = "<|im_end|>" if "marked" in source else "<|endoftext|>"
+    behind = [f"{last}{end}"] if last else []
+    text = "I think it is forty and two"
+    cases = [
+        # The space before a word is in the word's token: it goes with the word, whichever part it was written in.
+        (_answered(text, (0, 8, False), last=last), [f" it is forty and two{end}"]),
+        (_answered(text, (0, 7, False), last=last), [f" it is forty and two{end}"]),
+        (_answered(text, (8, 14, True), train=False, last=last), [" it is"]),
+        (_answered(text, (14, 20, False), last=last), ["I think it is", f" and two{end}"]),
+        (_answered(text, (0, 8, True), (8, len(text), False), last=last), ["I think"]),
+        (_answered(text, (23, len(text), True), train=False, last=last), [f" two{end}"]),
+        (_answered(f"  {text}", (0, 10, False), last=last), [f" it is forty and two{end}"]),
+    ]
+    for record, expected in cases:
+        assert trained_text(rendering, record) == [*expected, *behind], record
+    everything = renderer(SOURCES[source], SftSection(loss_on="everything")).render(cases[0][0])
+    assert all(everything.trained[1:])
+
+
+def test_a_stretch_of_another_role_is_trained_alone() -> None:
+    asked = Message("user", "Say one: uno", stretches=(Stretch(9, 12, True),))
+    assert trained_text(RENDERERS["unmarked"], Chat((asked, TURNS[2]))) == [" uno", "Uno.<|im_end|>"]
+    assert trained_text(renderer(UNMARKED, SftSection(loss_on="last_response")), Chat((asked, TURNS[2])))[0] == " uno"
+
+
+def test_a_stretch_that_the_template_rewrites_is_refused() -> None:
+    shouting = renderer(UNMARKED.replace("message.content", "message.content | replace('two', 'TWO')"))
+    record = _answered("it is two", (0, 6, False), last="")
+    with pytest.raises(BadRow, match="turn 2") as caught:
+        shouting.render(record)
+    assert caught.value.reason == "template_failed"
+
+
+def test_calls_written_as_text_have_the_flag_of_the_text_before_them() -> None:
+    call = {"tool_calls": [{"function": {"name": "tide", "arguments": {}}}]}
+    flagged = Message("assistant", "Look: now", extra=call, stretches=(Stretch(0, 6, False), Stretch(6, 9, True)))
+    record = Chat((TURNS[1], flagged, Message("tool", "7"), TURNS[4]))
+    runs = trained_text(RENDERERS["unmarked"], record)
+    assert runs[0].startswith(" now\n<tool_call>")
+    assert runs[0].endswith("</tool_call><|im_end|>")
+
+
+NAMED = UNMARKED.replace(
+    "message.role +", "message.role + (' ' + message.name if message.name and message.role == 'user' else '') +", 1
+)
+
+
+def test_keys_of_messages_that_the_template_does_not_read_are_told() -> None:
+    extra = {"name": "Ann", "trian": False, "content.cache_control": {}, "tool_calls": None}
+    record = Chat(
+        (Message("user", "One?", extra=extra), Message("assistant", "Uno.", extra={"name": "Bot", "audio": {"id": 1}}))
+    )
+    unread = "is not used: the chat template does not read it"
+    common = [
+        f"`audio` of a turn of role assistant {unread}", f"`name` of a turn of role assistant {unread}",
+        f"`content.cache_control` of a turn of role user {unread}",
+        "`trian` of a turn of role user is not used (did you mean `train`?): the chat template does not read it",
+    ]  # fmt: skip
+    named = [line for line in RENDERERS["unmarked"].examine(record).warnings if "not used" in line]
+    assert sorted(named) == sorted([*common, f"`name` of a turn of role user {unread}"])
+    rendering = renderer(NAMED)
+    for _ in range(2):
+        assert sorted(rendering.examine(record).warnings) == sorted(common)
 
 
 @pytest.mark.parametrize("source", ["marked", "unmarked"])
