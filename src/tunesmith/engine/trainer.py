@@ -137,8 +137,9 @@ class Trainer:
         """
         self.model.train()
         self._rehearse()
-        if self.recovery.options.non_finite == "rollback" or self.judge.may_roll_back:
-            self._save_start()
+        if self.judge.may_roll_back and self.step == 0:  # a rollback needs somewhere to go back to
+            self.save()
+            self.saver.wait()
         with self.interrupts.watching(), self.watchdog.watching() if self.watchdog else nullcontext():
             try:
                 self._run_around_faults()
@@ -288,12 +289,6 @@ class Trainer:
             "judge": self.judge.state_dict(), "recovery": self.recovery.state_dict(), "relief": self.relief.state_dict(),
             "evaluated_step": self._evaluated_step, "stopped": self._stopped, "faulty_layers": self._faulty_layers,
         }  # fmt: skip
-
-    def _save_start(self) -> None:
-        """A rollback needs somewhere to go back to before the first checkpoint is due."""
-        if self.step == 0:
-            self.save()
-            self.saver.wait()
 
     def _best_steps(self) -> frozenset[int]:
         """Steps that a hook may want back at the end: each needs a checkpoint, whatever the cadence."""

@@ -46,6 +46,7 @@ _ALLOCATOR_SHARE = {"cpu": 0.7, "cuda": 0.05}
 """What the allocator holds beyond what lives: glibc keeps freed blocks, peaks of 1.4 to 2.0 times the live bytes were measured
 (8 and 28 M parameters, LoRA and full); CUDA's caching allocator fragments little."""
 _GIB = 1 << 30
+_LARGEST_COPY_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,12 @@ def estimate_memory(
         "optimiser": optimiser_bytes(settings) * scope.num_trainable,
         "activations": activations,
         "logits": logits,
-        "buffers": casts + workspace + head_buffers + held + _RUNTIME_BYTES[settings.device],
+        "buffers": casts
+        + workspace
+        + head_buffers
+        + held
+        + save_copy_bytes(settings, scope.num_trainable)
+        + _RUNTIME_BYTES[settings.device],
     }
     return Memory(parts, available_bytes)
 
@@ -118,6 +124,20 @@ def optimiser_bytes(settings: Settings) -> int:
     if settings.optimiser == "adamw":
         return 8
     return 4 if settings.momentum > 0 else 0
+
+
+def save_copy_bytes(settings: Settings, num_trainable: int) -> int:
+    """Bytes of the copy that a save in the background needs of what trains; 0 where the step waits for the save instead.
+
+    On a CPU it comes out of the memory that trains, so that large states are saved in the step; on CUDA it lies on the host.
+    """
+    copied = (4 + optimiser_bytes(settings)) * num_trainable
+    return copied if settings.device == "cpu" and copied <= _LARGEST_COPY_BYTES else 0
+
+
+def saves_in_background(settings: Settings, num_trainable: int) -> bool:
+    """Whether training goes on while a checkpoint is written."""
+    return settings.device != "cpu" or save_copy_bytes(settings, num_trainable) > 0
 
 
 def activation_bytes_per_token(facts: ModelFacts, scope: Scope, settings: Settings, layer: int) -> int:

@@ -27,6 +27,7 @@ from tunesmith.engine.watchdog import Watchdog, WatchdogOptions
 from tunesmith.errors import GuardStopped
 from tunesmith.models.causal_lm import CausalLM
 from tunesmith.objectives import build as build_objective
+from tunesmith.planning.memory import saves_in_background
 from tunesmith.planning.plan import Plan
 from tunesmith.planning.settings import Settings
 from tunesmith.progress import Progress
@@ -38,8 +39,6 @@ from tunesmith.workshop.sinks import open_sinks
 from tunesmith.workshop.watching import MetricsHook, ValidationHook
 
 _PROBED_ROWS = 8
-_SYNCHRONOUS_BYTES = 1 << 30
-"""On a CPU the copy that a background save needs comes out of the memory that trains: larger states are saved in the step."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +140,7 @@ class Fit:
             zclip=ZClipOptions(**zclip.model_dump()) if zclip else None,
             max_failed_saves=guards.max_failed_saves,
             has_dropout=_has_dropout(model, self.recipe),
-            save_in_background=self.settings.device != "cpu" or trained * 12 < _SYNCHRONOUS_BYTES,
+            save_in_background=saves_in_background(self.settings, trained),
         )
 
     def _tell_layers(self, step: int, vitals: list[LayerVital]) -> None:

@@ -48,6 +48,7 @@ def test_round_trip_and_nothing_unset(recipe: Recipe, cpu) -> None:
     assert plan.resolved.folder == recipe.folder
     allowed = {
         "model.chat_template", "training.max_steps", "training.micro_batch_size", "training.early_stopping",
+        "training.adaptive_clip", "training.guards.spikes", "training.guards.stall_minutes",
         "data.validation.group_by", "data.test.group_by",
         "evaluation.tasks", "machine.memory_gib", "machine.tflops", "machine.watts", "machine.price_per_hour",
     }  # fmt: skip
