@@ -8,7 +8,7 @@ from typing import Any
 
 from tunesmith.errors import RunError
 from tunesmith.files import read_json, read_lines
-from tunesmith.reports.wording import as_list, as_mapping, as_number
+from tunesmith.reports.wording import DASH, as_list, as_mapping, as_number, clock
 
 Json = dict[str, Any]
 _HEAVY = ("checkpoints", "adapter", "model")
@@ -53,9 +53,8 @@ class Facts:
 
     @property
     def date(self) -> str:
-        """Day on which the run began, as its first event has it; empty where no event tells."""
-        time = self.events[0].get("time") if self.events else None
-        return time[:10] if isinstance(time, str) else ""
+        """Day on which the run began (UTC), as its first event has it; empty where no event tells."""
+        return clock(self.events[0].get("time"))[:10].strip(DASH) if self.events else ""
 
     @property
     def optimistic(self) -> bool:

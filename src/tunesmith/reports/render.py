@@ -18,7 +18,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from tunesmith.files import write_text
-from tunesmith.reports import accounts, answers, costs, framing, sections, verdict, wording
+from tunesmith.reports import accounts, answers, costs, framing, history, sections, verdict, wording
 from tunesmith.reports.facts import Facts, read_facts
 from tunesmith.reports.measures import forgetting
 
@@ -48,7 +48,7 @@ def write_report(run_folder: Path, out: Path | None = None) -> Path:
 
 def views(facts: Facts) -> dict[str, Any]:
     """Everything the templates show, by name."""
-    happened, more_events = sections.events(facts)
+    happened, more_events = history.events(facts)
     return {
         "facts": facts,
         "subtitle": subtitle(facts),

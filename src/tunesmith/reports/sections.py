@@ -1,4 +1,4 @@
-"""What stands below the verdict: curves, classes, what was forgotten, samples, events, environment."""
+"""What stands below the verdict: curves, classes, what was forgotten, samples, environment."""
 
 from __future__ import annotations
 
@@ -28,9 +28,7 @@ from tunesmith.reports.wording import as_list, as_mapping, as_number, count, num
 MOST_CLASSES = 30
 _MOST_PAIRS = 15
 _FEW_PAIRS = 6
-_MOST_EVENTS = 200
 _SAMPLE_CHARACTERS = 600
-_WARNINGS = ("warn", "error", "guard", "skip", "stop", "non_finite", "spike", "disk", "interrupt", "rollback")
 _OTHER = "(no label)"
 
 
@@ -83,17 +81,6 @@ class Watched:
     prompt: Quote
     reference: Quote
     answers: tuple[tuple[str, Quote], ...]
-
-
-@dataclass(frozen=True)
-class Event:
-    """Something that happened, with its step and its time."""
-
-    time: str
-    step: str
-    kind: str
-    message: str
-    warning: bool
 
 
 def curves(facts: Facts) -> tuple[LineChart, ...]:
@@ -249,21 +236,6 @@ def _stretches(samples: list[dict[str, Any]]) -> tuple[tuple[str, Quote], ...]:
         label = f"step {steps[0]}" if len(steps) == 1 else f"steps {steps[0]} to {steps[-1]}"
         found.append((label, quote(said, _SAMPLE_CHARACTERS)))
     return tuple(found)
-
-
-def events(facts: Facts) -> tuple[tuple[Event, ...], int]:
-    """Events, warnings first and then by time; and how many more there are than the page holds."""
-    found = []
-    for line in facts.events:
-        kind = str(line.get("kind") or "")
-        time = line.get("time")
-        shown = time.replace("T", " ")[:19] if isinstance(time, str) else number(as_number(time), 10)
-        warning = any(word in kind.lower() for word in _WARNINGS)
-        found.append(
-            Event(shown, count(as_number(line.get("step"))), plain(kind), str(line.get("message") or ""), warning)
-        )
-    found.sort(key=lambda event: not event.warning)
-    return tuple(found[:_MOST_EVENTS]), max(len(found) - _MOST_EVENTS, 0)
 
 
 def flatten(value: Any, path: str = "") -> list[tuple[str, str]]:

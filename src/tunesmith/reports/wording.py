@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from datetime import UTC, datetime
 from typing import Any
 
 DASH = "–"
 MINUS = "−"
+_YEAR_10000 = 253_402_300_800
+"""First second, since 1970, whose year has five digits."""
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -73,6 +76,14 @@ def duration(seconds: float | None) -> str:
         return f"{whole // 60} min {whole % 60:02d} s"
     minutes = round(seconds / 60)
     return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def clock(seconds: Any) -> str:
+    """Seconds since 1970 as ``2026-11-22 12:50:21``, in UTC; a dash for what is no such time."""
+    since = as_number(seconds)
+    if since is None or not 0 <= since < _YEAR_10000:
+        return DASH
+    return datetime.fromtimestamp(since, UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
 def size(num_bytes: float | None) -> str:

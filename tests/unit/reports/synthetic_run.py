@@ -26,6 +26,7 @@ TEXTS = (
     "We run a small café and would like twelve of the stacking cups a month on account.",
     "the card i was given has 25 on it but checkout says 0",
 )
+BEGAN = 1795351801  # 2026-11-22 12:50:01 UTC, as `date -u -d @1795351801` says
 HOSTILE = '<script>alert("owned")</script><img src=x onerror=alert(1)>'
 
 
@@ -183,30 +184,30 @@ def _training(folder: Path, steps: int, rng: random.Random) -> None:
         folder / "events.jsonl",
         [
             {
-                "time": "2026-11-22T12:50:01+00:00",
+                "time": BEGAN + 0.25,
                 "step": 0,
                 "kind": "start",
                 "message": "training starts: 60 steps of 32 examples on cpu, fp32",
             },
             {
-                "time": "2026-11-22T12:50:03+00:00",
+                "time": BEGAN + 2.25,
                 "step": 0,
                 "kind": "note",
                 "message": "batches are bucketed by length, not packed: faster on this machine",
             },
             {
-                "time": "2026-11-22T12:50:21+00:00",
+                "time": BEGAN + 20.25,
                 "step": 17,
                 "kind": "warning",
                 "message": "gradient norm 7.2 was clipped to 1.0",
             },
             {
-                "time": "2026-11-22T12:50:40+00:00",
+                "time": BEGAN + 39.25,
                 "step": steps,
                 "kind": "checkpoint",
                 "message": f"checkpoints/{steps} written and verified",
             },
-            {"time": "2026-11-22T12:50:41+00:00", "step": steps, "kind": "done", "message": "finished"},
+            {"time": BEGAN + 40.25, "step": steps, "kind": "done", "message": "finished"},
         ],
     )
 

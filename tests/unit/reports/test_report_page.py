@@ -316,6 +316,14 @@ def test_warnings_come_before_other_events(run):
     assert text.index("was clipped") < text.index("training starts")
 
 
+def test_events_tell_the_time_as_the_run_folder_wrote_it(run):
+    assert isinstance(read_facts(run).events[0]["time"], float)
+    text = Page(render_report(run)).text
+    assert "Time (UTC)" in text
+    assert "2026-11-22 12:50:21" in text
+    assert text.startswith("helpdesk: better – Tunesmith report Tunesmith report · 2026-11-22 ")
+
+
 def test_samples_with_equal_neighbours_are_one_stretch(run):
     text = Page(render_report(run)).text
     assert "steps 6 to 60 delivery" in text

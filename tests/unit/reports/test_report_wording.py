@@ -59,3 +59,19 @@ def test_an_excerpt_counts_what_it_leaves_out():
     assert wording.excerpt("abcdef", 4) == ("abcd", 2)
     assert wording.excerpt("abcd", 4) == ("abcd", 0)
     assert wording.excerpt(None, 4) == ("", 0)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "1970-01-01 00:00:00"),
+        (951_782_400, "2000-02-29 00:00:00"),  # 11,016 days of 86,400 s since 1970
+        (1795351821.25, "2026-11-22 12:50:21"),
+        (-1, "–"),
+        (1e300, "–"),
+        (None, "–"),
+        ("2026", "–"),
+    ],
+)
+def test_times_are_read_by_the_clock(seconds, text):
+    assert wording.clock(seconds) == text
