@@ -12,6 +12,7 @@ from tunesmith.evaluation.pairing import MEASURES, Paired
 Verdict = Literal["better", "worse", "no evidence"]
 
 _LEVEL = 0.05
+_MINUS = "−"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +94,11 @@ def forgetting_of(probes: Mapping[str, Mapping[str, Paired]]) -> str:
     if paired := probes.get("general", {}).get("perplexity"):
         old, new = paired.before.value, paired.after.value
         change = f"{_signed(100 * (new / old - 1), 0)} %{_unless_evident('perplexity', paired)}"
-        parts.append(f"general text: perplexity {old:.1f} -> {new:.1f} ({change})")
+        parts.append(f"general text: perplexity {old:.1f} → {new:.1f} ({change})")
     if paired := probes.get("completions", {}).get("accuracy"):
         old, new = paired.before.value, paired.after.value
         change = f"{_signed(100 * paired.difference.value, 1)} points{_unless_evident('accuracy', paired)}"
-        parts.append(f"simple completions: {_percent(old)} -> {_percent(new)} ({change})")
+        parts.append(f"simple completions: {_percent(old)} → {_percent(new)} ({change})")
     return "; ".join(parts) or "what was forgotten was not measured"
 
 
@@ -116,8 +117,8 @@ def _percent(share: float) -> str:
 
 
 def _signed(value: float, digits: int) -> str:
-    return f"{round(value, digits) + 0.0:+.{digits}f}"  # adding 0.0 turns -0.0 into 0.0
+    return f"{round(value, digits) + 0.0:+.{digits}f}".replace("-", _MINUS)  # adding 0.0 turns -0.0 into 0.0
 
 
 def _plain(value: float, digits: int) -> str:
-    return f"{round(value, digits) + 0.0:.{digits}f}"
+    return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", _MINUS)

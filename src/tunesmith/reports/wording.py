@@ -97,12 +97,10 @@ def size(num_bytes: float | None) -> str:
 
 
 def chance(p_value: float | None) -> str:
-    """A p-value as ``p = 0.012`` or ``p < 0.0001``."""
+    """A p-value as ``p = 0.012`` or ``p < 0.001``, as the comparison's sentence has it."""
     if p_value is None:
         return ""
-    if p_value < 1e-4:
-        return "p < 0.0001"
-    return f"p = {p_value:.2f}" if p_value >= 0.1 else f"p = {p_value:.2g}"
+    return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.{2 if p_value >= 0.1 else 3}f}"
 
 
 def plain(name: str) -> str:

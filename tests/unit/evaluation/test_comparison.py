@@ -76,7 +76,7 @@ def test_swapping_the_sides_turns_better_into_worse():
     weak, strong = ranked([0] * 30), ranked([1] * 25 + [0] * 5)
     gain, loss = compare(weak, strong), compare(strong, weak)
     assert (gain.verdict, loss.verdict) == ("better", "worse")
-    assert loss.sentence.startswith("Tuned is worse: label ranking 0.0 % against 83.3 % (-83.3 points, 95 % -")
+    assert loss.sentence.startswith("Tuned is worse: label ranking 0.0 % against 83.3 % (−83.3 points, 95 % −")
 
 
 def test_small_difference_is_no_evidence():
@@ -133,7 +133,7 @@ def test_losses_are_better_when_lower():
         paired["perplexity"].after.value - paired["perplexity"].before.value
     )
     assert re.match(
-        r"Tuned is better: loss 2\.\d{3} against [23]\.\d{3} nats per token \(-0\.\d{3}, 95 % -", comparison.sentence
+        r"Tuned is better: loss 2\.\d{3} against [23]\.\d{3} nats per token \(−0\.\d{3}, 95 % −", comparison.sentence
     )
     assert compare(lost(after), lost(before)).verdict == "worse"
 
@@ -269,8 +269,8 @@ def test_forgetting_is_said_of_each_probe():
     comparison = compare(card(base, [1] * 8 + [0] * 2), card(worse, [1] * 7 + [0] * 3))
     old = math.exp(sum(nats for nats, _ in base) / 6_400)
     assert comparison.forgetting == (
-        f"general text: perplexity {old:.1f} -> {old * math.exp(0.113):.1f} (+12 %); "
-        "simple completions: 80.0 % -> 70.0 % (-10.0 points, no evidence of change)"
+        f"general text: perplexity {old:.1f} → {old * math.exp(0.113):.1f} (+12 %); "
+        "simple completions: 80.0 % → 70.0 % (−10.0 points, no evidence of change)"
     )
     assert comparison.probes["general"]["loss"].difference.value == pytest.approx(0.113)
     assert set(comparison.probes) == {"general", "completions"}

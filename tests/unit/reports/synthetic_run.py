@@ -340,7 +340,7 @@ def _evaluation(folder: Path, labels: list[str], num_rows: int, data: str, hosti
             "verdict": "better",
             "claimed_on": "label_ranking.accuracy",
             "sentence": f"Tuned is better: label ranking {100 * after:.1f} % against {100 * before:.1f} % ({100 * gain['value']:+.1f} points, 95 % {100 * gain['low']:.1f} to {100 * gain['high']:.1f}, n = {num_rows}, p < 0.001)",
-            "forgetting": "general text: perplexity 27.1 -> 29.0 (+7 %)",
+            "forgetting": "general text: perplexity 27.1 → 29.0 (+7 %)",
             "declared": {},
             "not_compared": {},
         },

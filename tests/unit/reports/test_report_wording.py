@@ -6,6 +6,9 @@ import math
 
 import pytest
 
+from tunesmith.evaluation.pairing import Paired
+from tunesmith.evaluation.statistics import Score
+from tunesmith.evaluation.verdict import verdict_of
 from tunesmith.reports import wording
 
 
@@ -45,9 +48,17 @@ def test_shares_differences_and_chances():
     assert wording.percent(0.781) == "78.1 %"
     assert wording.points(-0.0874) == "−8.7 points"
     assert wording.points(0.469) == "+46.9 points"
-    assert wording.chance(1e-9) == "p < 0.0001"
+    assert wording.chance(1e-9) == "p < 0.001"
     assert wording.chance(0.41) == "p = 0.41"
     assert wording.chance(0.0123) == "p = 0.012"
+
+
+@pytest.mark.parametrize("p_value", [0.0, 1e-9, 9e-4, 0.001, 0.0012, 0.0499, 0.05, 0.0999, 0.1, 0.41, 1.0])
+def test_the_page_and_the_verdict_say_a_chance_alike(p_value):
+    before, after, difference = (Score(value, value - 0.1, value + 0.1, 40) for value in (0.6, 0.5, -0.1))
+    paired = Paired(before, after, difference, p_value, "mid-p McNemar", 1, 5, 19, 15, 34)
+    _, _, sentence = verdict_of({"exact_match": {"exact_match": paired}}, (), "Tuned")
+    assert sentence.endswith(f"(−10.0 points, 95 % −20.0 to 0.0, n = 40, {wording.chance(p_value)})")
 
 
 @pytest.mark.parametrize("value", [None, True, "3", [1], math.nan, math.inf])
