@@ -8,6 +8,7 @@ from typing import Any
 
 from tunesmith.errors import RunError
 from tunesmith.files import read_json, read_lines
+from tunesmith.registry.runs import RunFolder
 from tunesmith.reports.wording import DASH, as_list, as_mapping, as_number, clock
 
 Json = dict[str, Any]
@@ -100,7 +101,7 @@ def read_facts(folder: Path) -> Facts:
     return Facts(
         folder=folder,
         recipe=recipe,
-        status=_mapping(folder / "status.json", folder, missing),
+        status=_status(folder, missing),
         plan=_mapping(folder / "plan.json", folder, missing),
         environment=_mapping(folder / "environment.json", folder, missing),
         ledger=_mapping(folder / "ledger.json", folder, missing),
@@ -115,6 +116,18 @@ def read_facts(folder: Path) -> Facts:
         disk_bytes=_disk_bytes(folder),
         missing=tuple(missing),
     )
+
+
+def _status(folder: Path, missing: list[str]) -> Json:
+    """The status as the registry reads it: a run whose process is gone is lost, whatever it last said of itself."""
+    said = _mapping(folder / "status.json", folder, missing)
+    if not said:
+        return {}
+    try:
+        return RunFolder(folder).status()
+    except RunError as error:
+        missing.append(f"status.json cannot be read ({error.what})")
+        return {}
 
 
 def _mapping(path: Path, folder: Path, missing: list[str]) -> Json:

@@ -54,6 +54,7 @@ def views(facts: Facts) -> dict[str, Any]:
         "subtitle": subtitle(facts),
         "date": facts.date,
         "verdict": verdict.verdict(facts),
+        "troubles": history.troubles(facts),
         "curves": sections.curves(facts),
         "lost_points": sections.lost_points(facts),
         "classes": sections.classes(facts),

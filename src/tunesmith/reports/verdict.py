@@ -19,7 +19,7 @@ from tunesmith.reports.measures import (
 from tunesmith.reports.wording import as_mapping, as_number, chance, count, duration, number, percent, plain
 
 _WORDS = {"better": "Better", "worse": "Worse", "no evidence": "No evidence of a difference"}
-_STATUS = {"running": "still running", "interrupted": "interrupted", "stopped": "stopped by a guard"}
+_STATUS = {"running": "still running", "interrupted": "interrupted", "stopped": "stopped by a guard", "lost": "lost"}
 _WHO = {"majority": "Majority class", "base": "Base", "tuned": "Tuned"}
 
 
@@ -93,7 +93,7 @@ def _banners(facts: Facts) -> tuple[str, ...]:
         step, steps = as_number(facts.status.get("step")), as_number(facts.status.get("steps"))
         place = f" at step {count(step)} of {count(steps)}" if step is not None and steps is not None else ""
         message = str(facts.status.get("message") or "").strip()
-        found.append(f"This run is {_STATUS[status]}{place}." + (f" {message}" if message else ""))
+        found.append(f"This run is {_STATUS[status]}{place}" + (f": {message}" if message else ""))
     if facts.optimistic:
         found.append(
             "Optimistic: only validation rows were scored. They also served to stop or select, so the true gain is likely smaller. "

@@ -198,7 +198,7 @@ def _training(folder: Path, steps: int, rng: random.Random) -> None:
             {
                 "time": BEGAN + 20.25,
                 "step": 17,
-                "kind": "warning",
+                "kind": "note",
                 "message": "gradient norm 7.2 was clipped to 1.0",
             },
             {

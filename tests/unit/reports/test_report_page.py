@@ -11,6 +11,7 @@ import pytest
 from synthetic_run import HOSTILE, write_run
 
 from tunesmith.errors import RunError
+from tunesmith.registry.lease import lease
 from tunesmith.reports import accounts
 from tunesmith.reports.answers import side_by_side
 from tunesmith.reports.facts import read_facts
@@ -218,7 +219,7 @@ def test_validation_rows_alone_are_called_optimistic(tmp_path, run):
     [
         ("interrupted", "interrupted at step 30 of 60"),
         ("stopped", "stopped by a guard at step 30"),
-        ("running", "still running"),
+        ("running", "lost at step 30 of 60: the process that worked on it is gone"),
     ],
 )
 def test_an_unfinished_run_says_so_first(copy, status, words):
@@ -228,7 +229,13 @@ def test_an_unfinished_run_says_so_first(copy, status, words):
     text = Page(render_report(copy)).text
     assert words in text
     assert text.index(words) < text.index("Like for like")
-    assert "loss <b>nan</b>" in text
+    assert ("loss <b>nan</b>" in text) is (status != "running")
+
+
+def test_a_run_that_a_process_works_on_is_still_running(copy):
+    (copy / "status.json").write_text('{"status": "running", "step": 30, "steps": 60}')
+    with lease(copy):
+        assert "This run is still running at step 30 of 60" in Page(render_report(copy)).text
 
 
 def test_a_bare_recipe_makes_a_page_that_says_what_is_missing(tmp_path):
@@ -309,11 +316,6 @@ def test_tokens_are_shown_by_role(run):
         ("template", "6,520", "0", "0.0 %"),
     ]
     assert "Tokens by role" in Page(render_report(run)).text
-
-
-def test_warnings_come_before_other_events(run):
-    text = Page(render_report(run)).text
-    assert text.index("was clipped") < text.index("training starts")
 
 
 def test_events_tell_the_time_as_the_run_folder_wrote_it(run):
