@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 
 from tunesmith.reports.wording import MINUS, number
@@ -16,6 +16,7 @@ Point = tuple[float, float]
 _MOST_POINTS = 400
 _WINDOWS = 20
 _SPIKE = 4.0
+_DECADES_BELOW, _DECADES_ABOVE = 5, 3
 
 
 @dataclass(frozen=True)
@@ -28,18 +29,22 @@ class Tick:
 
 @dataclass(frozen=True)
 class Line:
-    """A curve as an SVG path in a box of 1,000 by 1,000, with dots (percent, percent, words) where it has few points."""
+    """A curve as an SVG path in a box of 1,000 by 1,000, with dots (percent, percent, words) where it has few points.
+
+    ``mix`` is the place of a curve among its kin, in percent, which colours it; None where the class alone does.
+    """
 
     name: str
     css: str
     path: str
     last: str
     dots: tuple[tuple[float, float, str], ...] = ()
+    mix: float | None = None
 
 
 @dataclass(frozen=True)
 class LineChart:
-    """A titled plot of curves over steps."""
+    """A titled plot of curves over steps; the caption names ``keys``, and ``usual`` is a level to hold them against."""
 
     title: str
     unit: str
@@ -48,6 +53,8 @@ class LineChart:
     y_ticks: tuple[Tick, ...]
     summary: str
     note: str = ""
+    keys: tuple[Line, ...] | None = None
+    usual: Tick | None = None
 
 
 @dataclass(frozen=True)
@@ -182,22 +189,71 @@ def line_chart(title: str, series: Sequence[Series], *, unit: str = "", from_zer
         above = sum(y > top for y in ys)
         note = f"{above} {'point' if above == 1 else 'points'} above the plot, up to {number(ys[-1])}"
     y_marks = ticks(min(0.0, ys[0]) if from_zero else ys[0], top)
-    xs = [x for one in drawn for x, _ in one.points]
+    scale_x, x_ticks = _steps([x for one in drawn for x, _ in one.points])
+    scale_y = _Scale(y_marks[0], y_marks[-1])
+    return LineChart(
+        title=title,
+        unit=unit,
+        lines=tuple(_line(one, scale_x, scale_y) for one in drawn),
+        x_ticks=x_ticks,
+        y_ticks=tuple(Tick(100 - scale_y.at(mark), tick_label(mark)) for mark in y_marks),
+        summary=_summary(title, drawn),
+        note=note,
+    )
+
+
+def _steps(xs: Sequence[float]) -> tuple[_Scale, tuple[Tick, ...]]:
+    """The axis of steps: from 0 where the first is near it."""
     left, right = min(xs), max(xs)
     if 0 < left <= 0.05 * right:
         left = 0.0
     if left == right:
         left, right = left - 1, right + 1
-    scale_x, scale_y = _Scale(left, right), _Scale(y_marks[0], y_marks[-1])
-    x_marks = [mark for mark in ticks(left, right, 6) if left <= mark <= right and float(mark).is_integer()]
+    scale = _Scale(left, right)
+    marks = [mark for mark in ticks(left, right, 6) if left <= mark <= right and float(mark).is_integer()]
+    return scale, tuple(Tick(scale.at(mark), tick_label(mark)) for mark in marks)
+
+
+def log_chart(title: str, series: Sequence[Series], *, unit: str, usual: float) -> LineChart | None:
+    """Kindred curves on a logarithmic axis, coloured in their order, around the level ``usual``; None without points.
+
+    What lies more than five decades below that level or three above it is drawn at the edge, and counted in ``note``; the
+    caption names the first curve and the last.
+    """
+    drawn = [one for one in series if one.points]
+    if not drawn:
+        return None
+    middle = math.log10(usual)
+    lowest, highest = middle - _DECADES_BELOW, middle + _DECADES_ABOVE
+    placed, beyond = [], 0
+    for one in drawn:
+        logs = [(x, math.log10(y) if y > 0 else -math.inf) for x, y in one.points]
+        beyond += not all(lowest <= y <= highest for _, y in logs)
+        placed.append([(x, min(max(y, lowest), highest)) for x, y in logs])
+    ys = [y for points in placed for _, y in points]
+    decades = range(math.floor(min(*ys, middle)), math.ceil(max(*ys, middle)) + 1)
+    scale_x, x_ticks = _steps([x for points in placed for x, _ in points])
+    scale_y = _Scale(decades[0], decades[-1] if len(decades) > 1 else decades[0] + 1)
+    lines = []
+    for place, (one, points) in enumerate(zip(drawn, placed, strict=True)):
+        line = _line(replace(one, points=points), scale_x, scale_y)
+        mix = round(100 * place / max(len(drawn) - 1, 1), 1)
+        dots = tuple((x, y, _at_step(*point)) for (x, y, _), point in zip(line.dots, one.points, strict=False))
+        lines.append(replace(line, last=number(one.points[-1][1]), dots=dots, mix=mix))
+    ends = [one.points[-1][1] for one in drawn]
+    many = "curve lies" if beyond == 1 else "curves lie"
     return LineChart(
         title=title,
         unit=unit,
-        lines=tuple(_line(one, scale_x, scale_y) for one in drawn),
-        x_ticks=tuple(Tick(scale_x.at(mark), tick_label(mark)) for mark in x_marks),
-        y_ticks=tuple(Tick(100 - scale_y.at(mark), tick_label(mark)) for mark in y_marks),
-        summary=_summary(title, drawn),
-        note=note,
+        lines=tuple(lines),
+        x_ticks=x_ticks,
+        y_ticks=tuple(
+            Tick(100 - scale_y.at(power), tick_label(10.0**power)) for power in decades[:: 1 + len(decades) // 6]
+        ),
+        summary=f"{title}: {len(drawn)} curves, at last from {number(min(ends))} to {number(max(ends))}; usual is about {number(usual, 1)}",
+        note=f"{beyond} {many} beyond the edge" if beyond else "",
+        keys=(lines[0], lines[-1]) if len(lines) > 1 else (lines[0],),
+        usual=Tick(100 - scale_y.at(middle), f"usual, about {number(usual, 1)}"),
     )
 
 
@@ -207,8 +263,12 @@ def _line(series: Series, scale_x: _Scale, scale_y: _Scale) -> Line:
     dots: list[tuple[float, float, str]] = []
     if len(series.points) == 1 or (series.dots and len(series.points) <= 60):
         for x, y in series.points:
-            dots.append((round(scale_x.at(x), 2), round(100 - scale_y.at(y), 2), f"step {x:,.0f}: {number(y, 4)}"))
+            dots.append((round(scale_x.at(x), 2), round(100 - scale_y.at(y), 2), _at_step(x, y)))
     return Line(series.name, series.css, path, number(series.points[-1][1]), tuple(dots))
+
+
+def _at_step(step: float, value: float) -> str:
+    return f"step {step:,.0f}: {number(value, 4)}"
 
 
 def _summary(title: str, series: Sequence[Series]) -> str:

@@ -56,6 +56,7 @@ def views(facts: Facts) -> dict[str, Any]:
         "verdict": verdict.verdict(facts),
         "troubles": history.troubles(facts),
         "curves": sections.curves(facts),
+        "layers": sections.layers(facts),
         "lost_points": sections.lost_points(facts),
         "classes": sections.classes(facts),
         "frame": framing.frame_of(facts),

@@ -19,6 +19,7 @@ from tunesmith.reports.figures import (
     dot_chart,
     heat_map,
     line_chart,
+    log_chart,
     smooth,
 )
 from tunesmith.reports.framing import frame_of
@@ -29,6 +30,9 @@ MOST_CLASSES = 30
 _MOST_PAIRS = 15
 _FEW_PAIRS = 6
 _SAMPLE_CHARACTERS = 600
+_VITALS = ("update_norm", "weight_norm", "grad_norm", "ratio")
+_USUAL = 1e-3
+"""Update over weights that is usual where all parameters train."""
 _OTHER = "(no label)"
 
 
@@ -83,6 +87,15 @@ class Watched:
     answers: tuple[tuple[str, Quote], ...]
 
 
+@dataclass(frozen=True)
+class Layers:
+    """Vitals of the layers: their curves, and name, update, weights, gradient and ratio of each at the last step measured."""
+
+    chart: LineChart
+    step: str
+    rows: tuple[tuple[str, ...], ...]
+
+
 def curves(facts: Facts) -> tuple[LineChart, ...]:
     """Loss (raw, smoothed, validation), learning rate, gradient norm, speed; those that have points."""
     raw = _points(facts.metrics, "loss")
@@ -117,6 +130,26 @@ def _points(lines: list[dict[str, Any]], key: str) -> list[Point]:
         if step is not None and value is not None:
             found.append((step, value))
     return found
+
+
+def layers(facts: Facts) -> Layers | None:
+    """How far each layer moved beside its size, over steps, and the last norms of each; None where nothing was measured."""
+    points: dict[str, list[Point]] = {}
+    last: dict[str, tuple[str, ...]] = {}
+    at = 0.0
+    for line in facts.metrics:
+        step = as_number(line.get("step"))
+        for name, fields in as_mapping(line.get("layers")).items() if step is not None else ():
+            vitals = as_mapping(fields)
+            if (ratio := as_number(vitals.get("ratio"))) is not None and step is not None:
+                points.setdefault(str(name), []).append((step, ratio))
+            last[str(name)] = tuple(number(as_number(vitals.get(key))) for key in _VITALS)
+            at = step or at
+    series = [Series(name, "layer", found, dots=True) for name, found in points.items()]
+    chart = log_chart(
+        "Update to weights, by layer", series, unit="norm of the update over norm of the weights", usual=_USUAL
+    )
+    return None if chart is None else Layers(chart, count(at), tuple((name, *norms) for name, norms in last.items()))
 
 
 def lost_points(facts: Facts) -> int:

@@ -11,6 +11,17 @@ def put(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=1), encoding="utf-8")
 
 
+def layer_vitals(step: int, num_layers: int = 8) -> dict[str, dict[str, float]]:
+    """Norms of each layer at a step: ratios fall with the rate, and deeper layers move further."""
+    vitals = {}
+    for layer in range(num_layers):
+        ratio, weights = 4e-3 * (1 + layer / num_layers) / (1 + step / 12), 11.5 + layer
+        vitals[f"model.layers.{layer}"] = {
+            "update_norm": ratio * weights, "weight_norm": weights, "grad_norm": 0.3 / (1 + layer), "ratio": ratio,
+        }  # fmt: skip
+    return vitals
+
+
 def write_papers(folder: Path, num_rows: int, data: str) -> None:
     put(
         folder / "recipe.json",

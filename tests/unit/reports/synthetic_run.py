@@ -8,7 +8,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from synthetic_papers import put, write_papers
+from synthetic_papers import layer_vitals, put, write_papers
 
 LABELS = [
     *("delivery", "damaged", "returns", "refunds", "payments", "account", "coffee-club", "advice"),
@@ -161,6 +161,7 @@ def _training(folder: Path, steps: int, rng: random.Random) -> None:
             lines.append(
                 {"step": step, "validation_loss": 0.37 + 2.4 * math.exp(-step / (steps / 6)), "validation_tokens": 412}
             )
+            lines.append({"step": step, "layers": layer_vitals(step)})
             said = stages[min(len(stages) - 1, step * len(stages) // (steps + 1))][0]
             for prompt, label in zip(TEXTS[:4], LABELS, strict=False):
                 answer = said if label != LABELS[0] else label
@@ -174,7 +175,7 @@ def _training(folder: Path, steps: int, rng: random.Random) -> None:
             "step": steps,
             "steps": steps,
             "tokens": 1780 * steps,
-            "loss": lines[-2]["loss"],
+            "loss": lines[-3]["loss"],
             "seconds": 0.46 * steps,
             "message": "",
             "peak_memory_bytes": 412 * 2**20,

@@ -107,3 +107,27 @@ def test_the_template_is_the_frame_and_no_word_of_a_prompt_is():
 @pytest.mark.parametrize("prompts", [[], ["<a>one</a>"], ["plain text", "plainer text"]])
 def test_no_frame_where_nothing_looks_like_a_template(prompts):
     assert not shared_frame(prompts)
+
+
+def test_decades_are_even_and_the_usual_level_is_marked():
+    series = [Series(f"layers.{k}", "layer", [(10.0, 10.0 ** (k - 4)), (20.0, 1e-3)], dots=True) for k in range(3)]
+    chart = figures.log_chart("Ratio", series, unit="", usual=1e-3)
+    assert chart is not None
+    assert [(tick.label, round(tick.at)) for tick in chart.y_ticks] == [("1e-4", 100), ("0.001", 50), ("0.01", 0)]
+    assert chart.usual is not None
+    assert (round(chart.usual.at), chart.usual.label) == (50, "usual, about 0.001")
+    assert [line.path for line in chart.lines] == ["M0 1000L1000 500", "M0 500L1000 500", "M0 0L1000 500"]
+    assert [line.mix for line in chart.lines] == [0.0, 50.0, 100.0]
+    assert [line.name for line in chart.keys or ()] == ["layers.0", "layers.2"]
+    assert [words for _, _, words in chart.lines[0].dots] == ["step 10: 0.0001000", "step 20: 0.001000"]
+    assert figures.log_chart("Ratio", [], unit="", usual=1e-3) is None
+
+
+def test_a_layer_that_stands_still_lies_at_the_edge_and_is_counted():
+    still, wild = Series("a", "layer", [(1.0, 0.0), (2.0, 0.0)]), Series("b", "layer", [(1.0, 2e-3), (2.0, 1e37)])
+    chart = figures.log_chart("Ratio", [still, wild], unit="", usual=1e-3)
+    assert chart is not None
+    assert chart.note == "2 curves lie beyond the edge"
+    assert [(tick.label, round(tick.at)) for tick in (chart.y_ticks[0], chart.y_ticks[-1])] == [("1e-8", 100), ("1", 0)]
+    assert (chart.lines[0].path, chart.lines[0].last) == ("M0 1000L1000 1000", "0")
+    assert chart.lines[1].last == "1.00e37"

@@ -12,7 +12,7 @@ from synthetic_run import HOSTILE, write_run
 
 from tunesmith.errors import RunError
 from tunesmith.registry.lease import lease
-from tunesmith.reports import accounts
+from tunesmith.reports import accounts, sections
 from tunesmith.reports.answers import side_by_side
 from tunesmith.reports.facts import read_facts
 from tunesmith.reports.render import render_report, write_report
@@ -324,6 +324,28 @@ def test_events_tell_the_time_as_the_run_folder_wrote_it(run):
     assert "Time (UTC)" in text
     assert "2026-11-22 12:50:21" in text
     assert text.startswith("helpdesk: better – Tunesmith report Tunesmith report · 2026-11-22 ")
+
+
+def test_layers_are_drawn_with_the_usual_ratio_and_their_last_norms(run, copy):
+    view = sections.layers(read_facts(run))
+    assert view is not None
+    assert [len(line.dots) for line in view.chart.lines] == [10] * 8
+    # Layer 7 at step 60: 4e-3 * (1 + 7/8) / (1 + 5) = 1.25e-3 of weights of norm 18.5.
+    assert view.rows[-1] == ("model.layers.7", "0.0231", "18.5", "0.0375", "0.00125")
+    text = Page(render_report(run)).text
+    assert "Layers at step 60" in text
+    assert "usual, about 0.001" in text
+    lines = (copy / "metrics.jsonl").read_text().splitlines()
+    (copy / "metrics.jsonl").write_text("\n".join(line for line in lines if "layers" not in line))
+    assert sections.layers(read_facts(copy)) is None
+    assert "Update to weights" not in Page(render_report(copy)).text
+
+
+@pytest.mark.parametrize("layers", [3, {"a": 3}, {"a": {"ratio": None}}, {"a": {"ratio": "x"}, "b": {}}])
+def test_torn_layers_do_not_break_the_page(copy, layers):
+    with (copy / "metrics.jsonl").open("a") as stream:
+        stream.write(json.dumps({"step": 60, "layers": layers}) + "\n")
+    Page(render_report(copy))
 
 
 def test_samples_with_equal_neighbours_are_one_stretch(run):
