@@ -9,6 +9,7 @@ import subprocess
 
 import pytest
 from synthetic_run import write_run
+from synthetic_trouble import add_trouble
 
 from tunesmith.reports.render import write_report
 
@@ -21,8 +22,11 @@ PROBE = "<script>document.title = 'wide'</script>"
 FRAME = """<!doctype html><title>none</title><iframe id="page" width="{width}" height="900" style="border: 0"></iframe><script>
 const frame = document.getElementById("page");
 frame.onload = () => {{
-  const root = frame.contentDocument.documentElement;
-  document.title = "wide " + root.scrollWidth + " of " + frame.contentWindow.innerWidth;
+  const page = frame.contentDocument;
+  for (const fold of page.querySelectorAll("details")) fold.open = true;
+  const cut = [...page.querySelectorAll(".wide")].filter(one => one.scrollWidth > one.clientWidth);
+  const names = cut.map(one => one.closest("section").id + " " + one.querySelector("table").className);
+  document.title = "wide " + page.documentElement.scrollWidth + " of " + frame.contentWindow.innerWidth + ", cut: " + names.join(", ") + ".";
 }};
 frame.srcdoc = {source};
 </script>"""
@@ -63,12 +67,19 @@ def test_the_policy_stops_a_script_and_this_test_would_see_it(page, tmp_path):
 
 
 @pytest.mark.parametrize("width", [390, 1200])
-def test_the_page_does_not_scroll_sideways(page, tmp_path, width):
-    text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page.read_text(encoding="utf-8"))
+@pytest.mark.parametrize("num_labels", [15, 30])
+def test_nothing_is_cut_and_the_page_does_not_scroll_sideways(tmp_path, width, num_labels):
+    if BROWSER is None:
+        pytest.skip("needs Chromium, which is not installed here")
+    run = add_trouble(write_run(tmp_path / "helpdesk", num_labels=num_labels))
+    text = re.sub(
+        r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", write_report(run).read_text(encoding="utf-8")
+    )
     outer = tmp_path / "outer.html"
     source = json.dumps(text).replace("</", "<\\/")
     outer.write_text(FRAME.format(width=width, source=source), encoding="utf-8")
-    found = re.search(r"<title>wide (\d+) of (\d+)", _open(outer, tmp_path / "profile").stdout)
+    found = re.search(r"<title>wide (\d+) of (\d+), cut: ([^.]*)\.", _open(outer, tmp_path / "profile").stdout)
     assert found is not None
     assert width - 20 <= int(found[2]) <= width
     assert int(found[1]) <= int(found[2])
+    assert found[3] == ""
