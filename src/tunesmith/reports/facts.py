@@ -48,9 +48,10 @@ class Facts:
 
     @property
     def seconds(self) -> float | None:
-        """Time in training, from the status, else from the last line of metrics."""
+        """Time in training, from the status, else the sum of the steps' own."""
         said = as_number(self.status.get("seconds"))
-        return said if said is not None else as_number(self.training[-1].get("seconds")) if self.training else None
+        steps = [seconds for line in self.training if (seconds := as_number(line.get("seconds"))) is not None]
+        return said if said is not None else sum(steps) if steps else None
 
     @property
     def date(self) -> str:

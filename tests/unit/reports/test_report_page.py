@@ -318,6 +318,11 @@ def test_tokens_are_shown_by_role(run):
     assert "Tokens by role" in Page(render_report(run)).text
 
 
+def test_without_a_status_the_steps_tell_the_time(copy):
+    (copy / "status.json").unlink()
+    assert read_facts(copy).seconds == pytest.approx(60 * 0.46)
+
+
 def test_events_tell_the_time_as_the_run_folder_wrote_it(run):
     assert isinstance(read_facts(run).events[0]["time"], float)
     text = Page(render_report(run)).text
