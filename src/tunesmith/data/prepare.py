@@ -25,7 +25,7 @@ from tunesmith.errors import DataError
 from tunesmith.files import new_folder
 from tunesmith.recipe.root import Recipe
 
-__all__ = ["Notify", "Prepared", "cache_key", "load_cached", "prepare"]
+__all__ = ["Notify", "Prepared", "cache_key", "load_cached", "prepare", "source_files"]
 
 Notify = Callable[[str], None]
 
@@ -107,6 +107,17 @@ def load_cached(recipe: Recipe, renderer: RowRenderer, context: int, cache_root:
         return open_prepared(cache_root / key)
     except (TornStore, OSError):
         return None
+
+
+def source_files(recipe: Recipe, cache_root: Path) -> dict[str, dict[str, int | str]]:
+    """Name of each data file, as it is shown -> ``bytes`` and ``sha256``.
+
+    Raises:
+        DataError: a source is missing.
+    """
+    hashes = SourceHashes(cache_root, lambda _: None)
+    files = [item for source in resolve(recipe) for item in source.files]
+    return {shown: {"bytes": stamp(path)[0], "sha256": hashes.of(path)} for path, shown in files}
 
 
 def _open_or_clear(target: Path, notify: Notify) -> Prepared | None:

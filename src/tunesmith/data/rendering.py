@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tunesmith.data.bad_row import BadRow
 from tunesmith.data.chat_template import (
@@ -166,19 +166,19 @@ class Renderer:
             )
         return said
 
+    @property
+    def decides(self) -> dict[str, Any]:
+        """What decides the ids and the mask of a record, by name."""
+        return {
+            "version": RENDERING_VERSION, "tokenizer": self.tokenizer.sha256,
+            "special_tokens": self.tokenizer.special_tokens, "template": self.template.source,
+            "template_tokens": self.template.special_tokens, "date": self.template.date,
+            "objective": self.objective.model_dump(mode="json"),
+        }  # fmt: skip
+
     def fingerprint(self) -> str:
         """Hex sha256 that changes whenever the same record would get other ids or another mask."""
-        return fingerprint(
-            {
-                "version": RENDERING_VERSION,
-                "tokenizer": self.tokenizer.sha256,
-                "special_tokens": self.tokenizer.special_tokens,
-                "template": self.template.source,
-                "template_tokens": self.template.special_tokens,
-                "date": self.template.date,
-                "objective": self.objective.model_dump(mode="json"),
-            }
-        )
+        return fingerprint(self.decides)
 
     def render(self, record: Record) -> Rendered:
         """Ids and mask of a record.

@@ -13,8 +13,9 @@ from typing import Any
 
 from tunesmith import embedded
 from tunesmith.errors import ModelError, RunError
-from tunesmith.files import sha256_of
+from tunesmith.files import canonical_json, sha256_of
 from tunesmith.foreign import LARGE_BYTES, read_object
+from tunesmith.models.config_file import obeyed, read_config
 from tunesmith.models.facts import read_facts
 from tunesmith.models.links import refuse_links_out
 from tunesmith.models.weights import weight_files
@@ -33,11 +34,23 @@ class ModelFolder:
     @cached_property
     def sha256(self) -> str:
         """Hex sha256 of the weight file; of several, of the lines ``name:sha256`` in order. Reads all weights once."""
-        files = weight_files(self.path)
-        if len(files) == 1:
-            return sha256_of(files[0])
-        lines = "".join(f"{path.name}:{sha256_of(path)}\n" for path in files)
+        hashes = {name: item["sha256"] for name, item in self.weights.items()}
+        if len(hashes) == 1:
+            return str(*hashes.values())
+        lines = "".join(f"{name}:{digest}\n" for name, digest in hashes.items())
         return hashlib.sha256(lines.encode("utf-8")).hexdigest()
+
+    @cached_property
+    def weights(self) -> dict[str, dict[str, Any]]:
+        """Name of each weight file -> ``bytes`` and ``sha256``."""
+        files = weight_files(self.path)
+        return {path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in files}
+
+    @cached_property
+    def config_sha256(self) -> str:
+        """Hex sha256 of what config.json says, whatever its layout; fields that are not obeyed do not count."""
+        counted = {key: value for key, value in obeyed(read_config(self.path)).items() if key != "transformers_version"}
+        return hashlib.sha256(canonical_json(counted).encode("utf-8")).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from tunesmith.planning.machine import Machine, detect
 from tunesmith.planning.memory import Memory
 from tunesmith.planning.sampling import estimate_counts
 from tunesmith.planning.scope import TrainableCount, scope_of
-from tunesmith.planning.settings import Counts, Derived, Settings
+from tunesmith.planning.settings import GIVEN, Counts, Derived, Settings
 from tunesmith.planning.settle import resolve_recipe, settle
 from tunesmith.planning.sizing import fit_to_memory
 from tunesmith.planning.speeds import Speed, SpeedKey
@@ -187,6 +187,11 @@ def make_plan(
         notes=notes,
         source=recipe,
     )
+
+
+def derived_values(plan: Plan) -> dict[str, str]:
+    """Dotted key -> why, for values that the recipe does not state."""
+    return {key: item.reason for key, item in plan.values.items() if item.reason != GIVEN}
 
 
 def require_fit(plan: Plan) -> None:

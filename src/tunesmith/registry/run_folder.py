@@ -1,6 +1,6 @@
 """A run on disk: names of its files, its identity, its lines of metrics and events. Torch-free.
 
-runs/NAME/  recipe.json  plan.json  environment.json  status.json  ledger.json  rejected.jsonl
+runs/NAME/  recipe.json  plan.json  inputs.json  environment.json  status.json  ledger.json  rejected.jsonl
             metrics.jsonl  events.jsonl  samples.jsonl  checkpoints/  adapter/ or model/
             scorecards/{base,tuned,comparison}.json  report.html  card.md
 """
@@ -30,13 +30,11 @@ from tunesmith.files import (
 )
 from tunesmith.foreign import refuse_links_out
 from tunesmith.recipe.codec import parse
-from tunesmith.recipe.fingerprint import differences, identity
 from tunesmith.recipe.root import Recipe
 from tunesmith.registry import lease
+from tunesmith.registry.identity import other_recipe
 
 STATUSES = ("running", "done", "interrupted", "stopped")
-_OTHER_RUN = "name another folder with --run, or take the recipe back to what this run was started with"
-_MAX_DIFFERENCES = 12
 _IDENTITY_KEYS = ("run_identity", "data_key", "base_sha256", "template")
 
 
@@ -55,6 +53,7 @@ class RunFolder:
         self.recipe_path = path / "recipe.json"
         self.plan_path = path / "plan.json"
         self.environment_path = path / "environment.json"
+        self.inputs_path = path / "inputs.json"
         self.status_path = path / "status.json"
         self.ledger_path = path / "ledger.json"
         self.rejected_path = path / "rejected.jsonl"
@@ -193,26 +192,19 @@ class RunFolder:
                 hint="the run may be of another version of tunesmith; start a new one with --run",
             ) from error
 
-    def check_identity(self, recipe: Recipe) -> None:
+    def check_identity(self, recipe: Recipe, derived: Mapping[str, str] | None = None) -> None:
         """Refuse a recipe that is not this run's.
 
         Args:
             recipe: resolved as the stored one; what may change on resume is not compared.
+            derived: dotted key -> why, for values that the recipe leaves to the plan.
 
         Raises:
             RunError: lists the keys that differ.
         """
-        changed = differences(identity(self.recipe()), identity(recipe))
-        if not changed:
-            return
-        shown = changed[:_MAX_DIFFERENCES]
-        more = len(changed) - len(shown)
-        lines = [f"  {line}" for line in shown] + ([f"  and {more} more"] if more else [])
-        raise RunError(
-            "\n".join(["this folder holds a run of another recipe (run -> recipe):", *lines]),
-            where=str(self.path),
-            hint=_OTHER_RUN,
-        )
+        error = other_recipe(self.path, self.recipe(), recipe, derived or {})
+        if error is not None:
+            raise error
 
     def environment(self) -> dict[str, Any]:
         """Where and from what the run was started.

@@ -6,12 +6,17 @@ import os
 import platform
 import shlex
 import sys
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from tunesmith.recipe.fingerprint import differences
+
+_MAY_CHANGE_BITS = ("platform", "processor", "cuda", "device_name", "threads")
+_COMPUTE = ("tunesmith", "torch", "transformers", "tokenizers", "numpy")
 PACKAGES = ("tunesmith", "torch", "transformers", "tokenizers", "safetensors", "numpy", "pydantic", "jinja2", "pyarrow")
 
 
@@ -36,6 +41,15 @@ def environment(folder: Path) -> dict[str, Any]:
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "recipe_folder": str(folder.resolve()),
     }
+
+
+def environment_differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """What may change bits between two environments, as ``name: before -> after``."""
+    one, other = ({key: found.get(key) for key in _MAY_CHANGE_BITS} for found in (before, after))
+    for found, side in ((before, one), (after, other)):
+        versions = found.get("versions")
+        side["versions"] = {name: versions.get(name) for name in _COMPUTE} if isinstance(versions, Mapping) else {}
+    return [line.replace("versions.", "", 1) for line in differences(one, other)]
 
 
 class MemoryMeter:

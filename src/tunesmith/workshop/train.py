@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +13,15 @@ from tunesmith.adapters.lora import LoraAdapter
 from tunesmith.adapters.peft_files import write_adapter
 from tunesmith.engine.randomness import use_deterministic
 from tunesmith.engine.trainer import Outcome
-from tunesmith.errors import RunError
 from tunesmith.evaluation.comparison import compare
 from tunesmith.evaluation.scorecard import Scorecard
 from tunesmith.files import copy_file, new_folder, read_json, write_json, write_text
 from tunesmith.models.causal_lm import CausalLM
 from tunesmith.models.chat_tokens import untrained_note
 from tunesmith.models.locate import ModelFolder
-from tunesmith.planning.plan import Plan, require_fit
+from tunesmith.planning.plan import Plan, derived_values, require_fit
 from tunesmith.planning.settings import Settings
 from tunesmith.progress import Progress, SilentProgress
-from tunesmith.recipe.fingerprint import fingerprint, identity
 from tunesmith.recipe.objectives import ClmSection
 from tunesmith.recipe.root import Recipe
 from tunesmith.registry.lease import lease
@@ -32,17 +30,16 @@ from tunesmith.reports.card import render_card
 from tunesmith.reports.render import write_report
 from tunesmith.types import Adapter
 from tunesmith.workshop.endings import recorded
-from tunesmith.workshop.environment import MemoryMeter, environment
+from tunesmith.workshop.environment import MemoryMeter, environment, environment_differences
 from tunesmith.workshop.fitting import Fit, check_finite
+from tunesmith.workshop.inputs import changed_inputs, inputs_of, run_identity
 from tunesmith.workshop.machinery import Machinery, assemble, attach, load_base
 from tunesmith.workshop.model_files import write_model
 from tunesmith.workshop.planning import plan_with_data, remember_speed
 from tunesmith.workshop.prepare import base_of, open_data
+from tunesmith.workshop.resuming import resumed_plan
 from tunesmith.workshop.scoring import Scoring
 from tunesmith.workshop.suite import adopt_suite, unmeasured_note
-
-_FREE = ("micro_batch_size", "atom_tokens", "recompute", "checkpoint_every", "keep_checkpoints", "log_every", "threads")
-"""Settings that a resume takes from the new plan; all others stay as the run's own plan has them."""
 
 
 @dataclass(frozen=True)
@@ -128,39 +125,29 @@ class _Job:
         self.result_step = 0
         self.base: ModelFolder = base_of(recipe)
         self.data, self.renderer, notes = open_data(recipe, notify=progress.note)
+        self.notes = notes
         self.plan = self._plan()
         self.settings: Settings = self.plan.settings
-        self.identity = fingerprint(identity(self.plan.resolved) | {"data": self.data.key, "base": self.base.sha256})
-        self.notes = notes
+        self.identity = run_identity(self.plan.resolved, self.data, self.base)
 
     def _plan(self) -> Plan:
-        """The plan with exact counts; on resume the run's own, with what is free taken anew."""
+        """The plan with exact counts; on resume the run's own, with what may change taken anew."""
         fresh = plan_with_data(self.recipe, self.data)
         if self.run.exists:
-            self.run.check_identity(fresh.resolved)
+            self.run.check_identity(fresh.resolved, derived_values(fresh))
         if not self.run.plan_path.exists():
             return fresh
-        stored = Plan.from_json(read_json(self.run.plan_path))
-        free = {name: getattr(fresh.settings, name) for name in _FREE}
-        return replace(stored, settings=replace(stored.settings, **free))
+        plan, said = resumed_plan(Plan.from_json(read_json(self.run.plan_path)), fresh, self.recipe, self.run)
+        self.notes = [*self.notes, *said]
+        return plan
 
     def check_unchanged(self) -> None:
         """Refuse to go on with, or call finished, a run whose data or base is no longer what it was."""
         if not self.run.environment_path.exists():
             return
-        before = self.run.environment()
-        if before["run_identity"] == self.identity:
+        if self.run.environment()["run_identity"] == self.identity:
             return
-        changed, where = "base model", str(self.base.path)
-        if before["template"] != self.renderer.fingerprint():
-            changed = "tokenizer, chat template or rendering"
-        elif before["data_key"] != self.data.key:
-            changed, where = "data", ", ".join(item.path for item in self.data.ledger.per_source)
-        raise RunError(
-            f"the {changed} changed since the run in {self.run.path} was started",
-            where=where,
-            hint="put it back as it was, or start a new run with --run",
-        )
+        raise changed_inputs(self.run, self.recipe, self.renderer, self.base)
 
     def found_finished(self) -> Run:
         """The run as it is; says so where the recipe asks for another evaluation."""
@@ -181,6 +168,11 @@ class _Job:
         run = self.run
         if run.environment_path.exists():
             run.append_event("continued", 0, "the same call again: going on where it stopped")
+            here = environment(self.recipe.folder)
+            if changed := environment_differences(run.environment(), here):
+                self.notes.append(
+                    f"the machine or its software is not what the run was started with: {'; '.join(changed)}"
+                )
         else:
             facts = environment(self.recipe.folder) | {
                 "run_identity": self.identity, "data_key": self.data.key, "base_sha256": self.base.sha256,
@@ -188,6 +180,7 @@ class _Job:
             }  # fmt: skip
             with run.creating(self.plan.resolved.model_dump(mode="json")):
                 write_json(run.plan_path, self.plan.to_json())
+                write_json(run.inputs_path, inputs_of(self.recipe, self.renderer, self.base))
                 write_json(run.ledger_path, self.data.ledger.to_json())
                 copy_file(self.data.rejected_path, run.rejected_path)
                 run.append_event("started", 0, f"run {self.recipe.name} started")
