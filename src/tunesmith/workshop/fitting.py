@@ -34,6 +34,7 @@ from tunesmith.progress import Progress
 from tunesmith.recipe.root import Recipe
 from tunesmith.registry.runs import RunFolder
 from tunesmith.types import Adapter
+from tunesmith.workshop.careful import careful
 from tunesmith.workshop.machinery import Machinery
 from tunesmith.workshop.sinks import open_sinks
 from tunesmith.workshop.watching import MetricsHook, ValidationHook
@@ -75,9 +76,9 @@ class Fit:
         Raises:
             GuardStopped, GateRefused, Interrupted: as the loop does.
         """
-        sinks = open_sinks(
-            self.recipe.logging, self.recipe.name, self.run.path, self.plan.resolved.model_dump(mode="json")
-        )
+        resolved = self.plan.resolved.model_dump(mode="json")
+        opened = open_sinks(self.recipe.logging, self.recipe.name, self.run.path, resolved)
+        sinks = careful(opened, self.recipe.logging.sinks, self.say)
         stopping = self.recipe.training.early_stopping
         early = EarlyStopping(stopping.patience, stopping.min_delta) if stopping else None
         hooks: list[Hook] = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
@@ -58,7 +59,9 @@ class _TensorBoard:
 class _Mlflow:
     def __init__(self, module: Any, project: str, name: str, folder: Path) -> None:
         self.module = module
-        module.set_tracking_uri(f"sqlite:///{(folder / 'mlflow.db').resolve()}")
+        # The skinny package has no database store; a folder of files is read by every mlflow.
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+        module.set_tracking_uri((folder / "mlruns").resolve().as_uri())
         module.set_experiment(project)
         module.start_run(run_name=name)
 

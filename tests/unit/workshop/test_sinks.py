@@ -11,6 +11,7 @@ import pytest
 
 from tunesmith.errors import UserError
 from tunesmith.recipe.machine import LoggingSection
+from tunesmith.workshop.careful import careful
 from tunesmith.workshop.sinks import open_sinks
 
 
@@ -67,3 +68,29 @@ def test_a_missing_package_names_the_extra(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(UserError) as raised:
         open_sinks(LoggingSection(sinks=["trackio"]), "run", tmp_path, {})
     assert raised.value.hint == 'pip install "tunesmith[trackio]"'
+
+
+def test_a_sink_that_fails_is_said_once_and_costs_nothing_else() -> None:
+    class Broken:
+        logged = 0
+
+        def log(self, step: int, values: Any) -> None:
+            self.logged += 1
+            if step >= 2:
+                raise ConnectionError("quota")
+
+        def close(self) -> None:
+            raise OSError("gone")
+
+    said: list[str] = []
+    broken, closing = Broken(), Broken()
+    sinks = careful([broken, closing], ["trackio", "mlflow"], lambda kind, text: said.append(f"{kind}: {text}"))
+    for step in (1, 2, 3):
+        sinks[0].log(step, {"loss": 1.0})
+    for sink in sinks:
+        sink.close()
+    assert broken.logged == 2
+    assert said == [
+        "sink_failed: the sink `trackio` takes no numbers from step 2 on (ConnectionError: quota); metrics.jsonl has them all",
+        "sink_failed: the sink `mlflow` could not be closed (OSError: gone); metrics.jsonl has them all",
+    ]
