@@ -13,6 +13,7 @@ from tunesmith.models.facts import ModelFacts, read_facts
 from tunesmith.models.locate import ModelFolder, check_weights, locate
 from tunesmith.planning import defaults, memory, speeds
 from tunesmith.planning.cost import Time, disk_bytes, energy, passes, price, run_flops, run_time
+from tunesmith.planning.early_stopping import early_stopping_notes
 from tunesmith.planning.machine import Machine, detect
 from tunesmith.planning.memory import Memory
 from tunesmith.planning.sampling import estimate_counts
@@ -161,7 +162,7 @@ def make_plan(
     settings, needed, values["training.atom_tokens"], values["training.recompute"] = fit_to_memory(
         facts, scope, settings, counts, machine.available_bytes, recipe.training.recompute
     )
-    notes += [] if needed.fits else [_does_not_fit(needed, settings)]
+    notes += [*early_stopping_notes(recipe, settings), *([] if needed.fits else [_does_not_fit(needed, settings)])]
     flops = run_flops(facts, scope, settings, counts)
     key = SpeedKey(machine.fingerprint, machine.device, settings.precision, facts.shape_name, scope.kind)
     time = _time(recipe, key, flops, counts, notes, speeds_file)

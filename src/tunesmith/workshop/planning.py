@@ -10,6 +10,7 @@ from tunesmith.data.notes import document_notes
 from tunesmith.data.ordering import epoch_order
 from tunesmith.data.prepared import Prepared
 from tunesmith.data.reading import resolve
+from tunesmith.planning.early_stopping import require_validation
 from tunesmith.planning.plan import Plan, make_plan
 from tunesmith.planning.settings import Counts, counts_of_lengths
 from tunesmith.planning.speeds import record
@@ -36,7 +37,12 @@ def plan_recipe(recipe: Recipe) -> Plan:
 
 
 def plan_with_data(recipe: Recipe, data: Prepared) -> Plan:
-    """Plan a recipe whose data is prepared: every count is exact."""
+    """Plan a recipe whose data is prepared: every count is exact.
+
+    Raises:
+        RecipeError: as ``make_plan``; or early stopping is asked for, and no row is held out for validation.
+    """
+    require_validation(recipe, has_rows=data.validation is not None)
     plan = make_plan(recipe, counts=exact_counts(recipe, data))
     return replace(plan, run_tokens=_run_tokens(plan, recipe, data))
 
