@@ -118,12 +118,24 @@ def test_keys_found_wrong_late_are_named_by_line(desk: Path, call: Call, write: 
     call("plan", write(), "training.precision=fp16").refuses(3, "at override training.precision")
 
 
+@pytest.mark.parametrize("verb", ["plan", "train"])
+def test_a_sink_that_is_not_installed(
+    desk: Path, call: Call, write: Write, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    monkeypatch.setattr("tunesmith.workshop.sinks.find_spec", lambda name: None)
+    said = call(verb, write(logging={"sinks": ["trackio"]}))
+    said.refuses(2, "`trackio` is not installed", "at recipe.yaml:", "[logging.sinks]", "tunesmith[trackio]")
+    assert not (desk / "runs").exists()
+
+
 @pytest.mark.parametrize("validation", [0, 0.0001])
 def test_early_stopping_without_validation_rows(desk: Path, call: Call, write: Write, validation: float) -> None:
     changes = {"data__validation": validation, "training__early_stopping": {"patience": 1}}
     recipe = write(**changes, evaluation={"tasks": [], "preserve": []})
     for verb in ("plan", "train") if validation == 0 else ("train", "plan"):  # the cache tells `plan` of empty splits
-        call(verb, recipe).refuses(2, "there are none", "at recipe.yaml:", "[training.early_stopping]", "data.validation")
+        call(verb, recipe).refuses(
+            2, "there are none", "at recipe.yaml:", "[training.early_stopping]", "data.validation"
+        )
     assert not (desk / "runs").exists()
 
 

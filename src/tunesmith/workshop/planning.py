@@ -16,6 +16,7 @@ from tunesmith.planning.settings import Counts, counts_of_lengths
 from tunesmith.planning.speeds import record
 from tunesmith.recipe.root import Recipe
 from tunesmith.workshop.prepare import cached_data
+from tunesmith.workshop.sinks import check_sinks
 
 _FEWEST_STEPS = 5
 
@@ -31,7 +32,12 @@ def exact_counts(recipe: Recipe, data: Prepared) -> Counts:
 
 
 def plan_recipe(recipe: Recipe) -> Plan:
-    """Plan a recipe: counts from the cache if there is one, else estimated."""
+    """Plan a recipe: counts from the cache if there is one, else estimated.
+
+    Raises:
+        TunesmithError: as ``make_plan``; or a sink of the recipe is not installed.
+    """
+    check_sinks(recipe.logging)
     data, _, _ = cached_data(recipe)
     return plan_with_data(recipe, data) if data is not None else make_plan(recipe)
 
@@ -40,8 +46,10 @@ def plan_with_data(recipe: Recipe, data: Prepared) -> Plan:
     """Plan a recipe whose data is prepared: every count is exact.
 
     Raises:
-        RecipeError: as ``make_plan``; or early stopping is asked for, and no row is held out for validation.
+        TunesmithError: as ``make_plan``; or a sink of the recipe is not installed, or early stopping is asked for and
+            no row is held out for validation.
     """
+    check_sinks(recipe.logging)
     require_validation(recipe, has_rows=data.validation is not None)
     plan = make_plan(recipe, counts=exact_counts(recipe, data))
     return replace(plan, run_tokens=_run_tokens(plan, recipe, data))

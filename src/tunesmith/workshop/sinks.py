@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
 from tunesmith.errors import UserError
 from tunesmith.recipe.machine import LoggingSection
 
-_EXTRAS = {"trackio": "trackio", "tensorboard": "torch.utils.tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
+_MODULES = {"trackio": "trackio", "tensorboard": "torch.utils.tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
+_KEY = "logging.sinks"
 
 
 class Sink(Protocol):
@@ -74,6 +76,21 @@ class _Mlflow:
         self.module.end_run()
 
 
+def check_sinks(section: LoggingSection) -> None:
+    """Refuse a sink whose package is not there, without loading those that are.
+
+    Raises:
+        UserError: the package of a sink is not installed; names the extra.
+    """
+    for sink in section.sinks:
+        try:
+            found = find_spec(sink)
+        except ValueError:  # a module that was put together by hand has no spec
+            continue
+        if found is None:
+            raise _missing(sink)
+
+
 def open_sinks(section: LoggingSection, name: str, folder: Path, config: dict[str, Any]) -> tuple[Sink, ...]:
     """Open the sinks a recipe names; all of them write locally unless the tool itself is configured otherwise.
 
@@ -85,16 +102,20 @@ def open_sinks(section: LoggingSection, name: str, folder: Path, config: dict[st
 
 def _open(sink: str, project: str, name: str, folder: Path, config: dict[str, Any]) -> Sink:
     try:
-        module = import_module(_EXTRAS[sink])
+        module = import_module(_MODULES[sink])
     except ImportError as error:
-        raise UserError(
-            f"the sink `{sink}` is not installed",
-            where="recipe [logging.sinks]",
-            hint=f'pip install "tunesmith[{sink}]"',
-        ) from error
+        raise _missing(sink) from error
     if sink == "tensorboard":
         return _TensorBoard(module, folder)
     if sink == "mlflow":
         return _Mlflow(module, project, name, folder)
     more = {"mode": "offline", "dir": str(folder)} if sink == "wandb" else {}
     return _DictSink(module, project, name, config, **more)
+
+
+def _missing(sink: str) -> UserError:
+    return UserError(
+        f"the sink `{sink}` is not installed",
+        where=_KEY,
+        hint=f'pip install "tunesmith[{sink}]", or take it out of {_KEY}',
+    )

@@ -11,6 +11,7 @@ import pytest
 
 from tunesmith.errors import UserError
 from tunesmith.recipe.machine import LoggingSection
+from tunesmith.workshop import sinks as owner
 from tunesmith.workshop.careful import careful
 from tunesmith.workshop.sinks import open_sinks
 
@@ -67,7 +68,8 @@ def test_a_missing_package_names_the_extra(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setitem(sys.modules, "trackio", None)
     with pytest.raises(UserError) as raised:
         open_sinks(LoggingSection(sinks=["trackio"]), "run", tmp_path, {})
-    assert raised.value.hint == 'pip install "tunesmith[trackio]"'
+    assert 'pip install "tunesmith[trackio]"' in raised.value.hint
+    assert raised.value.where == "logging.sinks"
 
 
 def test_a_sink_that_fails_is_said_once_and_costs_nothing_else() -> None:
@@ -94,3 +96,12 @@ def test_a_sink_that_fails_is_said_once_and_costs_nothing_else() -> None:
         "sink_failed: the sink `trackio` takes no numbers from step 2 on (ConnectionError: quota); metrics.jsonl has them all",
         "sink_failed: the sink `mlflow` could not be closed (OSError: gone); metrics.jsonl has them all",
     ]
+
+
+def test_a_missing_package_is_found_without_loading_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    specs = {"wandb": object(), "trackio": None}
+    monkeypatch.setattr(owner, "find_spec", lambda name: specs[name])
+    monkeypatch.setattr(owner, "import_module", lambda name: pytest.fail(f"{name} was loaded"))
+    owner.check_sinks(LoggingSection(sinks=["wandb"]))
+    with pytest.raises(UserError, match="`trackio` is not installed"):
+        owner.check_sinks(LoggingSection(sinks=["wandb", "trackio"]))
