@@ -211,3 +211,12 @@ def test_a_cache_that_is_a_file(desk: Path, call: Call, write: Write, monkeypatc
     monkeypatch.setenv("TUNESMITH_CACHE", str(desk / "rows.jsonl"))
     call("train", write()).refuses(2, "token cache", "TUNESMITH_CACHE")
     assert not (desk / "runs").exists()
+
+
+def test_labels_that_no_row_has_leave_no_run(desk: Path, call: Call, write: Write) -> None:
+    task = {"type": "label_ranking", "data": "validation", "labels": ["Delivery", "Billing"]}
+    said = call("train", write(evaluation={"tasks": [task], "preserve": []}))
+    said.refuses(
+        2, "no validation row has an answer", "at recipe.yaml:", "[evaluation.tasks.0.labels]", "leave `labels` out"
+    )
+    assert not (desk / "runs").exists()

@@ -13,6 +13,8 @@ MIN_ROWS_PER_LABEL = 3
 class LabelCounter:
     """Counts distinct answers of single-turn rows, and stops above 256: they are no labels then.
 
+    White space around an answer does not tell it apart: answers are compared without it.
+
     Args:
         reference: the answer of a record.
     """
@@ -25,7 +27,7 @@ class LabelCounter:
         """Count a training row."""
         if self._counts is None or not is_single_turn(record):
             return
-        answer = self._reference(record)
+        answer = self._reference(record).strip()
         self._counts[answer] = self._counts.get(answer, 0) + 1
         if len(self._counts) > MAX_LABELS:
             self._counts = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from tunesmith.recipe.section import Section
 
@@ -17,12 +17,19 @@ def _default_probes() -> list[ProbeName]:
 
 
 class _TaskSection(Section):
-    name: str | None = None
-    """Name in the scorecard; unset is the type, with the split added when two tasks share it."""
+    name: str | None = Field(default=None, min_length=1)
+    """Name in the scorecard, of one task only; unset is the type, with the split added when two tasks share it."""
     data: SplitName = "test"
     """Rows to score."""
     limit: int | None = Field(default=None, gt=0)
     """Score at most this many rows, the first by hash."""
+
+    @field_validator("name")
+    @classmethod
+    def _is_no_probe(cls, name: str | None) -> str | None:
+        if name is not None and name.startswith("probes."):
+            raise ValueError("names that begin with `probes.` are those of probes")
+        return name
 
 
 class LossTaskSection(_TaskSection):
@@ -45,8 +52,20 @@ class LabelRankingSection(_TaskSection):
     """Choose the label with the highest log-probability; also normalised by the label's own probability."""
 
     type: Literal["label_ranking"] = "label_ranking"
-    labels: list[str] | None = None
-    """Labels to rank; unset are the distinct answers of the training rows."""
+    labels: list[str] | None = Field(default=None, min_length=2)
+    """Labels to rank, different from each other; unset are the distinct answers of the training rows."""
+
+    @field_validator("labels")
+    @classmethod
+    def _are_different(cls, labels: list[str] | None) -> list[str] | None:
+        seen: set[str] = set()
+        for label in (label.strip() for label in labels or ()):
+            if not label:
+                raise ValueError("a label is empty")
+            if label in seen:
+                raise ValueError(f"the label {label!r} stands twice; white space around a label does not tell it apart")
+            seen.add(label)
+        return labels
 
 
 TaskField = Annotated[LossTaskSection | ExactMatchSection | LabelRankingSection, Field(discriminator="type")]
@@ -61,6 +80,15 @@ class EvaluationSection(Section):
     """Forgetting probes: ``general`` perplexity, simple ``completions``, ten kinds of ``instructions`` side by side."""
     batch_tokens: int = Field(default=8192, gt=0)
     """Tokens in one forward pass of scoring."""
+
+    @field_validator("tasks")
+    @classmethod
+    def _have_names_of_their_own(cls, tasks: list[TaskField] | None) -> list[TaskField] | None:
+        names = [task.name for task in tasks or () if task.name is not None]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two tasks have the name `{name}`")
+        return tasks
 
     def suite(self) -> dict[str, Any]:
         """What is measured: the tasks and probes as plain values. How many tokens a pass holds is not part of it."""

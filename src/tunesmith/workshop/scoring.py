@@ -10,6 +10,7 @@ import numpy as np
 
 from tunesmith.data.prepared import Prepared
 from tunesmith.data.rendering import Renderer
+from tunesmith.errors import DataError
 from tunesmith.evaluation import probes, tasks
 from tunesmith.evaluation.questions import Question
 from tunesmith.evaluation.scorecard import Scorecard
@@ -30,6 +31,7 @@ _EXTRA_TOKENS = 4
 _LONGEST_ANSWER = 128
 _NEUTRAL = "N/A"
 _INSTRUCTION_TOKENS = 48
+_ANSWERS_SHOWN = 3
 
 
 class Scoring:
@@ -41,6 +43,9 @@ class Scoring:
         renderer: the one rendering path.
         seed: keys bootstraps.
         progress: hears phases.
+
+    Raises:
+        DataError: labels that the recipe names, and no row has one of them.
     """
 
     def __init__(
@@ -52,8 +57,8 @@ class Scoring:
         self.seed = seed
         self.progress = progress
         self.notes: list[str] = []
-        self.tasks = self._resolve()
         self._rows: dict[str, list[Row]] = {}
+        self.tasks = self._resolve()
 
     def score(self, name: str, machine: Machinery, active: AbstractContextManager[None] | None = None) -> Scorecard:
         """Run every task and probe.
@@ -90,22 +95,64 @@ class Scoring:
                 why = f"the answers are a closed set of {len(self.data.labels)} labels"
             names = ", ".join(task.type for task in chosen)
             self.notes.append(f"evaluation.tasks is not given: measuring {names} on {split} rows, because {why}")
-        named: dict[str, Task] = {}
-        for task in chosen:
-            if self._store(task.data) is None:
-                self.notes.append(f"task {task.type} is left out: there are no {task.data} rows")
-                continue
-            name = task.name or task.type
-            if name in named:
-                name = f"{name}_{task.data}"
-            while name in named:
-                name += "_2"
-            named[name] = task
+        named = self._named(chosen)
         if named and all(task.data == "validation" for task in named.values()):
             self.notes.append(
                 "only validation rows are scored: the verdict is optimistic where they also stopped training"
             )
         return named
+
+    def _named(self, chosen: Sequence[Task]) -> dict[str, Task]:
+        """The tasks that have rows, by name; a name that the recipe gives is never another task's."""
+        given = {task.name for task in chosen if task.name is not None}
+        named: dict[str, Task] = {}
+        for number, task in enumerate(chosen):
+            why = self._unfit(task)
+            if why is not None:
+                self.notes.append(f"task {task.name or task.type} is left out: {why}")
+                continue
+            name = task.name or task.type
+            if task.name is None and (name in named or name in given):
+                name = f"{name}_{task.data}"
+                while name in named or name in given:
+                    name += "_2"
+            named[name] = task
+            if isinstance(task, LabelRankingSection):
+                self._check_labels(name, number, task)
+        return named
+
+    def _unfit(self, task: Task) -> str | None:
+        """Why a task has nothing to score, where it has not."""
+        if self._store(task.data) is None:
+            return f"there are no {task.data} rows"
+        if isinstance(task, LossTaskSection) or self._answered(task):
+            return None
+        return f"the {task.data} rows are documents, which ask for no answer"
+
+    def _check_labels(self, name: str, number: int, task: LabelRankingSection) -> None:
+        """Tell rows whose answer is none of the labels.
+
+        Raises:
+            DataError: it is so of every row, with labels that the recipe names.
+        """
+        labels = task.labels or self.data.labels
+        if labels is None:
+            return
+        known = {label.strip() for label in labels}
+        answers = [self.renderer.reference(row.record).strip() for row in self._answered(task)]
+        strange = [answer for answer in answers if answer not in known]
+        shown = ", ".join(repr(answer) for answer in list(dict.fromkeys(strange))[:_ANSWERS_SHOWN])
+        if len(strange) == len(answers) and task.labels is not None:
+            raise DataError(
+                f"no {task.data} row has an answer that is one of the {len(labels)} labels; they have {shown}",
+                where=f"evaluation.tasks.{number}.labels",
+                hint="write the labels as the answers have them, or leave `labels` out",
+            )
+        if strange:
+            self.notes.append(
+                f"{name}: of {len(answers)} rows {len(strange)} have an answer that is none of the labels ({shown}): "
+                "they count as wrong"
+            )
 
     def _store(self, split: str) -> object | None:
         return self.data.test if split == "test" else self.data.validation
@@ -116,13 +163,16 @@ class Scoring:
         rows = self._rows[task.data]
         return rows if task.limit is None else sorted(rows, key=lambda row: row.id)[: task.limit]
 
+    def _answered(self, task: Task) -> list[Row]:
+        return [row for row in self._rows_of(task) if not isinstance(row.record, Text)]
+
     def _run_task(self, card: Scorecard, name: str, task: Task, machine: Machinery) -> None:
         tell = self._teller(f"{card.model}: {name}")
         shared = {"data": task.data, "template": self.renderer.fingerprint(), "limit": task.limit}
         if isinstance(task, LossTaskSection):
             card.add_task(name, self._loss(task, machine), **shared)
             return
-        rows = [row for row in self._rows_of(task) if not isinstance(row.record, Text)]
+        rows = self._answered(task)
         questions = [self._question(row) for row in rows]
         if isinstance(task, ExactMatchSection):
             room = task.max_new_tokens or self._room(rows)
@@ -132,7 +182,7 @@ class Scoring:
                 machine.generator,
                 Sampling(max_new_tokens=room),
                 matching=tasks.Matching(ignore_case=task.ignore_case),
-                labels=self.data.labels,
+                labels=_distinct(self.data.labels, ignore_case=task.ignore_case),
                 label_counts=self.data.label_counts or None,
                 seed=self.seed,
                 progress=tell,
@@ -220,3 +270,11 @@ class Scoring:
 def _that_fit(questions: Sequence[Question], room: int, context: int) -> tuple[list[Question], int]:
     fitting = [question for question in questions if len(question.prompt_ids) + room <= context]
     return fitting, len(questions) - len(fitting)
+
+
+def _distinct(labels: Sequence[str] | None, *, ignore_case: bool) -> list[str] | None:
+    """Labels that compare as different, the first of each."""
+    if labels is None:
+        return None
+    key = tasks.Matching(ignore_case=ignore_case).key
+    return list({key(label): label for label in reversed(labels)}.values())[::-1]

@@ -122,6 +122,7 @@ class _Job:
         self.has_begun = False
         self.model: Any = None
         self.meter: MemoryMeter
+        self.scoring: Scoring
         self.result_step = 0
         self.base: ModelFolder = base_of(recipe)
         self.data, self.renderer, notes = open_data(recipe, notify=progress.note)
@@ -157,8 +158,9 @@ class _Job:
         return _finished(self.run, nothing_to_do=True)
 
     def load(self) -> None:
-        """Load the base, once it is known to fit: one that does not load leaves no run behind."""
+        """Load the base, once it is known to fit: one that does not load or be scored leaves no run behind."""
         require_fit(self.plan)
+        self.scoring = Scoring(self.recipe.evaluation, self.data, self.renderer, self.recipe.seed, self.progress)
         use_deterministic(self.settings.deterministic)
         self.meter = MemoryMeter(torch.device(self.settings.device))
         self.model = load_base(self.base.path, self.settings)
@@ -201,7 +203,7 @@ class _Job:
         started = time.perf_counter()
         model = self.model
         machine = assemble(model, self.renderer, self.settings.context, self.recipe.evaluation.batch_tokens)
-        scoring = Scoring(self.recipe.evaluation, self.data, self.renderer, self.recipe.seed, self.progress)
+        scoring = self.scoring
         for note in scoring.notes:
             self._say("note", note)
         self.doing = "scoring the base"

@@ -106,6 +106,36 @@ def test_name_of_a_run(refused: Refused, value: str, hint: str) -> None:
     assert hint in error.hint
 
 
+RANKING = "evaluation:\n  tasks:\n    - type: label_ranking\n      labels: {}\n"
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        ("[]", "at least 2"),
+        ("[yes]", "at least 2"),
+        ("[a, b, a]", "the label 'a' stands twice"),
+        ("[a, b, ' a']", "the label 'a' stands twice"),
+        ("[a, '  ']", "a label is empty"),
+    ],
+)
+def test_labels_that_cannot_be_ranked(refused: Refused, labels: str, words: str) -> None:
+    error = refused(RANKING.format(labels))
+    assert words in error.what
+    assert error.where.endswith("recipe.yaml:10 [evaluation.tasks.0.labels]")
+    assert "given: [" in error.hint
+
+
+def test_names_of_tasks_are_given_once_and_are_no_probes(refused: Refused) -> None:
+    tasks = "evaluation: {{tasks: [{{type: loss, name: {}}}, {{type: exact_match, name: {}}}]}}\n"
+    error = refused(tasks.format("a", "a"))
+    assert "two tasks have the name `a`" in error.what
+    assert error.where.endswith("recipe.yaml:7 [evaluation.tasks]")
+    error = refused(tasks.format("a", "probes.general"))
+    assert "`probes.`" in error.what
+    assert error.where.endswith("recipe.yaml:7 [evaluation.tasks.1.name]")
+
+
 def test_unknown_type_of_a_method(refused: Refused) -> None:
     error = refused("adapter:\n  type: lore\n")
     assert "`type: lore`" in error.what
