@@ -126,6 +126,7 @@ def load_tensors(targets: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> 
         raise RunError(
             f"the saved state does not fit: {len(missing)} tensors missing, {len(unknown)} unknown "
             f"(first: {', '.join((missing + unknown)[:3])})",
+            where="saved state of what trains",
             hint="it was saved with another model or adapter section",
         )
     for name, target in targets.items():
@@ -133,6 +134,7 @@ def load_tensors(targets: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> 
         if saved.shape != target.shape or saved.dtype != target.dtype:
             raise RunError(
                 f"saved tensor `{name}` is {saved.dtype} {tuple(saved.shape)}, the model has {target.dtype} {tuple(target.shape)}",
+                where="saved state of what trains",
                 hint="it was saved with another model, rank or precision",
             )
     for name, target in targets.items():

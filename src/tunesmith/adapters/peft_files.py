@@ -60,18 +60,22 @@ _WITHOUT_EFFECT = frozenset(
 )
 """Keys that only say which modules there are, which the tensors' names say again, or that matter while training."""
 
+_SAVE_AGAIN = "the file is torn or written by hand: save the adapter again with PEFT (`save_pretrained`)"
+_MERGE_THERE = "merge it with PEFT and load the merged model"
+
 
 @dataclass(frozen=True)
 class LoraSettings:
     """A read adapter's settings.
 
     ``section`` has them as a recipe would; ``ranks`` has the truth per layer, (rank, alpha); ``base`` is the model that
-    the folder names, or empty.
+    the folder names, or empty; ``source`` is the file of the tensors, for messages.
     """
 
     section: LoraSection
     ranks: dict[str, tuple[int, float]]
     base: str = ""
+    source: str = WEIGHTS
 
 
 def write_adapter(folder: Path, adapter: LoraAdapter, base_name: str) -> list[str]:
@@ -114,10 +118,13 @@ def read_adapter(folder: Path) -> tuple[LoraSettings, dict[str, Tensor]]:
     except ValidationError as error:
         first = error.errors()[0]
         where = f"{folder / CONFIGURATION} [{'.'.join(map(str, first['loc']))}]"
-        raise ModelError(f"a value of the adapter cannot be used: {first['msg']}", where=where) from None
+        raise ModelError(
+            f"a value of the adapter cannot be used: {first['msg']}", where=where, hint=_SAVE_AGAIN
+        ) from None
     alphas = configuration.get("alpha_pattern") or {}
     ranks = {layer: (rank, float(_by_pattern(alphas, layer, section.alpha))) for layer, rank in layers.items()}
-    return LoraSettings(section, ranks, str(configuration.get("base_model_name_or_path") or "")), state
+    base = str(configuration.get("base_model_name_or_path") or "")
+    return LoraSettings(section, ranks, base, str(folder / WEIGHTS)), state
 
 
 def attach_read(
@@ -133,11 +140,12 @@ def attach_read(
         if layer not in layers:
             raise ModelError(
                 f"the adapter has a part for `{layer}`, which is no adaptable layer of this model",
+                where=settings.source,
                 hint=f"it was trained on `{settings.base or 'another model'}`; output heads cannot carry LoRA here",
             )
         num_in, num_out = lora_layer.widths(layers[layer])
-        _check_shape(f"{layer}.lora_A.weight", state[f"{layer}.lora_A.weight"], (rank, num_in))
-        _check_shape(f"{layer}.lora_B.weight", state[f"{layer}.lora_B.weight"], (num_out, rank))
+        _check_shape(settings, f"{layer}.lora_A.weight", state, (rank, num_in))
+        _check_shape(settings, f"{layer}.lora_B.weight", state, (num_out, rank))
     beside = _untied(model, settings, state)
     section = settings.section.model_copy(update={"also_train": list(beside)})
     adapter = LoraAdapter(section, seed=0, ranks=settings.ranks)
@@ -160,16 +168,20 @@ def _read_configuration(path: Path) -> dict[str, Any]:
             "this folder holds no adapter", where=str(path), hint=f"an adapter has {CONFIGURATION} and {WEIGHTS}"
         ) from None
     except ValueError as error:
-        raise ModelError(f"the adapter's configuration is not valid JSON: {error}", where=str(path)) from None
+        raise ModelError(
+            f"the adapter's configuration is not valid JSON: {error}", where=str(path), hint=_SAVE_AGAIN
+        ) from None
     if not isinstance(configuration, dict):
-        raise ModelError("the adapter's configuration is not a mapping", where=str(path))
+        raise ModelError("the adapter's configuration is not a mapping", where=str(path), hint=_SAVE_AGAIN)
     return configuration
 
 
 def _refuse_variants(configuration: Mapping[str, Any], where: str) -> None:
     method = configuration.get("peft_type")
     if method != "LORA":
-        raise ModelError(f"the adapter's method is `{method}`, only `LORA` is read", where=f"{where} [peft_type]")
+        raise ModelError(
+            f"the adapter's method is `{method}`, only `LORA` is read", where=f"{where} [peft_type]", hint=_MERGE_THERE
+        )
     start = configuration.get("init_lora_weights", True)
     if start not in _PLAIN_STARTS:
         raise ModelError(
@@ -183,7 +195,7 @@ def _refuse_variants(configuration: Mapping[str, Any], where: str) -> None:
         raise ModelError(
             f"the adapter uses `{key}`, which plain LoRA does not have",
             where=f"{where} [{key}]",
-            hint="merge it with PEFT and load the merged model",
+            hint=_MERGE_THERE,
         )
 
 
@@ -196,7 +208,7 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
                 where=str(folder / "adapter_model.bin"),
                 hint=f"save it again with PEFT (`save_pretrained`), which writes {WEIGHTS}",
             )
-        raise ModelError("the adapter has no weights", where=str(path))
+        raise ModelError("the adapter has no weights", where=str(path), hint="copy the whole folder again")
     try:
         return dict(load_file(path))
     except (SafetensorError, OSError) as error:
@@ -215,11 +227,17 @@ def _sort(tensors: Mapping[str, Tensor], where: str) -> tuple[dict[str, Tensor],
             layers[key.removesuffix(".lora_A.weight")] = tensor.shape[0]
         elif "lora_" in key and not key.endswith(".lora_B.weight"):
             raise ModelError(
-                f"the adapter holds `{full}`, which plain LoRA on linear layers does not have", where=where
+                f"the adapter holds `{full}`, which plain LoRA on linear layers does not have",
+                where=where,
+                hint=_MERGE_THERE,
             )
         state[key] = tensor
     if not layers:
-        raise ModelError("the adapter holds no LoRA tensors", where=where)
+        raise ModelError(
+            "the adapter holds no LoRA tensors",
+            where=where,
+            hint="a folder of whole weights is a model: give it a config.json",
+        )
     halves = {layer for layer in layers if f"{layer}.lora_B.weight" not in state}
     halves |= {
         key for key in state if key.endswith(".lora_B.weight") and key.removesuffix(".lora_B.weight") not in layers
@@ -239,10 +257,11 @@ def _by_pattern(patterns: Mapping[str, Any], layer: str, default: float) -> floa
     return default
 
 
-def _check_shape(key: str, tensor: Tensor, expected: tuple[int, ...]) -> None:
-    if tuple(tensor.shape) != expected:
+def _check_shape(settings: LoraSettings, key: str, state: Mapping[str, Tensor], expected: tuple[int, ...]) -> None:
+    if tuple(state[key].shape) != expected:
         raise ModelError(
-            f"`{key}` has shape {tuple(tensor.shape)}, this model needs {expected}",
+            f"`{key}` has shape {tuple(state[key].shape)}, this model needs {expected}",
+            where=settings.source,
             hint="the adapter belongs to another model",
         )
 
@@ -255,13 +274,15 @@ def _untied(model: nn.Module, settings: LoraSettings, state: Mapping[str, Tensor
         if key not in names:
             raise ModelError(
                 f"the adapter holds `{key}`, which is no parameter of this model",
+                where=settings.source,
                 hint=f"it was trained on `{settings.base or 'another model'}`",
             )
-        _check_shape(key, state[key], tuple(names[key].shape))
+        _check_shape(settings, key, state, tuple(names[key].shape))
         tied = parameters.aliases(model, names[key])
         if any(alias not in state or not torch.equal(state[alias], state[key]) for alias in tied):
             raise ModelError(
                 f"the adapter trains `{key}` apart from {', '.join(alias for alias in tied if alias != key)}; this model ties them",
+                where=settings.source,
                 hint="merge it with PEFT, or train with `ensure_weight_tying=True`",
             )
         beside[tied[0]] = state[key]

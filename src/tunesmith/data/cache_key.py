@@ -89,7 +89,7 @@ def stamp(path: Path) -> Stamp:
     try:
         status = path.stat()
     except OSError as error:
-        raise DataError(f"the file cannot be read: {error.strerror or error}", where=str(path)) from error
+        raise _unreadable(path, error) from error
     return status.st_size, status.st_mtime_ns
 
 
@@ -122,7 +122,7 @@ class SourceHashes:
         try:
             digest = sha256_of(path)
         except OSError as error:
-            raise DataError(f"the file cannot be read: {error.strerror or error}", where=str(path)) from error
+            raise _unreadable(path, error) from error
         if before == stamp(path) and time.time_ns() - before[1] > _SETTLED_NS:
             self._fresh[_key(path)] = [*before, digest]
         return digest
@@ -156,3 +156,11 @@ class SourceHashes:
 
 def _key(path: Path) -> str:
     return str(path.resolve())
+
+
+def _unreadable(path: Path, error: OSError) -> DataError:
+    return DataError(
+        f"the file cannot be read: {error.strerror or error}",
+        where=str(path),
+        hint="it was there a moment ago: see that its disk is mounted and that you may read it",
+    )

@@ -104,7 +104,11 @@ class ChatTemplate:
                 hint="mend the Jinja syntax",
             ) from None
         except (jinja2.TemplateError, RecursionError, ValueError, SyntaxError, MemoryError) as error:
-            raise TemplateError(f"the chat template does not compile: {error}", where=where) from None
+            raise TemplateError(
+                f"the chat template does not compile: {error}",
+                where=where,
+                hint="give another: model.chat_template: FILE",
+            ) from None
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Compile again in another process."""
@@ -132,7 +136,11 @@ class ChatTemplate:
             return self.render(messages, tools, add_generation_prompt), None
         given = json.dumps([[m.content, _plain(m.extra)] for m in messages] + [_plain(tools)], ensure_ascii=False)
         if OPEN in given or CLOSE in given:
-            raise TemplateError("the conversation contains the noncharacters U+10FFFE or U+10FFFF", where=self.where)
+            raise TemplateError(
+                "the conversation contains the noncharacters U+10FFFE or U+10FFFF",
+                where=self.where,
+                hint="take them out of the row: they are no characters",
+            )
         marked = self._run(messages, tools, add_generation_prompt, self.arguments_as_text, marking=True)
         return self._read_marks(marked)
 
@@ -208,7 +216,11 @@ class ChatTemplate:
             if depth < 0:
                 break
         if depth != 0:
-            raise TemplateError("the template cuts its own generation markers apart", where=self.where)
+            raise TemplateError(
+                "the template cuts its own generation markers apart",
+                where=self.where,
+                hint="give another: model.chat_template: FILE, with its generation tags around whole answers",
+            )
         return "".join(pieces), spans
 
 

@@ -391,7 +391,7 @@ class Trainer:
             raise GuardStopped(
                 what, where=str(self.checkpoints.path), hint=f"look at stacks-*.txt in the run folder, then {_GO_ON}"
             )
-        raise Interrupted(what, hint=_GO_ON)
+        raise Interrupted(what, where=str(self.checkpoints.path), hint=_GO_ON)
 
 
 _SMALLER = "lower `model.context` or `adapter.rank`, set `training.recompute: on`, or use a larger machine"

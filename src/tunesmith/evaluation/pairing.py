@@ -110,7 +110,9 @@ def pair_rows(
 def paired(measure: Measure, pairs: Sequence[RowPair], old: Score, new: Score, seed: int) -> Paired:
     """Test one metric over paired rows; ``old`` and ``new`` are its scores. Raises UserError without rows."""
     if not pairs:
-        raise UserError("the scorecards hold scores without rows", hint="Score both again.")
+        raise UserError(
+            "the scorecards hold scores without rows", where="rows of the scorecards", hint="Score both again."
+        )
     difference, p_value = _TESTS[measure.kind](measure.field, pairs, seed)
     changes = [measure.better * (float(b[measure.field]) - float(a[measure.field])) for a, b in pairs]
     equal = [float(a[measure.field]) for (a, _), change in zip(pairs, changes, strict=True) if change == 0]

@@ -175,7 +175,9 @@ def _cut(encode: Callable[[str], Sequence[int]], item: CompletionItem) -> tuple[
     shared = min(_common(alone, whole) for whole in wholes)
     if shared == 0 or any(len(whole) == shared for whole in wholes):
         raise ModelError(
-            "the tokenizer leaves no border between a context and its continuation", where=f"completions, {item.id}"
+            "the tokenizer leaves no border between a context and its continuation",
+            where=f"completions, {item.id}",
+            hint="Leave `completions` out of evaluation.preserve: this probe is not made for such a tokenizer.",
         )
     return wholes[0][:shared], [whole[shared:] for whole in wholes]
 

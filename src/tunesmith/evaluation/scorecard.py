@@ -45,7 +45,9 @@ class Scorecard:
             DataError: the name is taken, or is kept for probes.
         """
         if name.startswith(PROBE_PREFIX):
-            raise DataError(f"a task's name may not begin with {PROBE_PREFIX!r}", where=name)
+            raise DataError(
+                f"a task's name may not begin with {PROBE_PREFIX!r}", where=name, hint="Give it another `name`."
+            )
         self._enter(name, result, settings)
         self.tasks[name] = dict(result.metrics)
 

@@ -76,7 +76,11 @@ class ClosedSet:
         given = {matching.key(label) for label in labels}
         if len(given) != len(labels):
             twice = [key for key, times in Counter(map(matching.key, labels)).items() if times > 1]
-            raise DataError(f"two labels compare equal: {twice[0]!r}", hint="Trim the labels, or heed their case.")
+            raise DataError(
+                f"two labels compare equal: {twice[0]!r}",
+                where="labels of the task",
+                hint="Trim the labels, or heed their case.",
+            )
         unseen = tuple(sorted(text for key, text in found.items() if key not in given))
         return cls((*labels, *unseen), unseen, matching)
 
@@ -206,11 +210,17 @@ def loss(
         questions = [Question.of(str(i), (), "", "") for i in range(len(row_losses))]
     check_questions(questions, "loss")
     if len(questions) != len(row_losses):
-        raise DataError(f"{len(row_losses)} losses for {len(questions)} rows", where="loss")
+        raise DataError(
+            f"{len(row_losses)} losses for {len(questions)} rows", where="loss", hint="Give one loss for each row."
+        )
     rows = []
     for question, (nats, tokens) in zip(questions, row_losses, strict=True):
         if tokens <= 0:
-            raise DataError("a row has no scored tokens", where=f"loss, row {question.id}")
+            raise DataError(
+                "a row has no scored tokens",
+                where=f"loss, row {question.id}",
+                hint="Its answer is empty, or cut off by the context: leave the row out.",
+            )
         check_finite([nats], f"loss, row {question.id}")
         rows.append(row_of(question, "", float(nats) / tokens) | {"nats": float(nats), "num_tokens": int(tokens)})
     mean = ratio_score([row["nats"] for row in rows], [row["num_tokens"] for row in rows], seed)
@@ -297,13 +307,23 @@ def _check_labels(labels: Sequence[str], label_ids: Sequence[Sequence[int]], pri
     if not labels:
         raise DataError("there are no labels to rank", where=where, hint="Name them in the task's `labels`.")
     if len(label_ids) != len(labels) or (prior is not None and len(prior) != len(labels)):
-        raise DataError(f"{len(labels)} labels, but another number of candidates or priors", where=where)
+        raise DataError(
+            f"{len(labels)} labels, but another number of candidates or priors",
+            where=where,
+            hint="Give token ids, and a prior where there are priors, for each label.",
+        )
     first: dict[tuple[int, ...], str] = {}
     for label, ids in zip(labels, label_ids, strict=True):
         if not ids:
-            raise DataError(f"the label {label!r} has no tokens", where=where)
+            raise DataError(
+                f"the label {label!r} has no tokens", where=where, hint="Take it out of the task's `labels`."
+            )
         if (other := first.setdefault(tuple(ids), label)) != label:
-            raise DataError(f"the labels {other!r} and {label!r} have the same tokens", where=where)
+            raise DataError(
+                f"the labels {other!r} and {label!r} have the same tokens",
+                where=where,
+                hint="To this model they are one label: name them apart, or keep one of them.",
+            )
     if prior is not None:
         check_finite(prior, f"{where}, prior")
 

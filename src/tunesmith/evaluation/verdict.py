@@ -84,6 +84,7 @@ def verdict_of(
                 return verdict, f"{task}.{claim.metric}", sentence
     raise UserError(
         "the scorecards have no task in common on which a gain could be claimed",
+        where=f"tasks in common: {', '.join(tasks) or 'none'}",
         hint="Score both models on the same tasks: label_ranking, exact_match or loss.",
     )
 

@@ -125,7 +125,11 @@ def packed_attention(  # noqa: PLR0913 - the signature is that of transformers' 
         ModelError: the model needs attention sinks, which are not built.
     """
     if unused.get("s_aux") is not None:
-        raise ModelError("this model uses attention sinks, which packed attention does not have yet")
+        raise ModelError(
+            "this model uses attention sinks, which packed attention does not have",
+            where=f"attention layer {type(module).__name__}",
+            hint="take a model whose layers have none",
+        )
     if pack is None:
         length = query.shape[2]
         pack = _whole_row(length, query.device)

@@ -281,7 +281,11 @@ def base_of_run(path: Path) -> ModelFolder:
     model = recipe.get("model")
     name = model.get("name") if isinstance(model, dict) else model
     if not isinstance(name, str) or not name:
-        raise ModelError("the run's recipe names no model", where=str(path / "recipe.json"))
+        raise ModelError(
+            "the run's recipe names no model",
+            where=str(path / "recipe.json"),
+            hint="the run folder is damaged: put the file back from a copy, or train again",
+        )
     if embedded.model_folder(name) is None and (path / "plan.json").is_file():
         planned = _of_run(path / "plan.json").get("model")
         place = Path(str(planned.get("path", ""))) if isinstance(planned, dict) else Path()

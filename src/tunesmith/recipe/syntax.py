@@ -108,7 +108,7 @@ def _parse_json(text: str, source: str) -> tuple[Any, Lines]:
             hint=f"look at column {error.colno}",
         ) from None
     except ValueError as error:
-        raise RecipeError(str(error), where=source) from None
+        raise RecipeError(str(error), where=source, hint="write a finite number") from None
     try:
         _, lines = parse_yaml(text, source)
     except RecipeError:

@@ -35,6 +35,7 @@ from tunesmith.registry import lease
 from tunesmith.registry.identity import other_recipe
 
 STATUSES = ("running", "done", "interrupted", "stopped")
+_DAMAGED = "the run folder is damaged: put the file back from a copy, or start a new run with --run"
 _IDENTITY_KEYS = ("run_identity", "data_key", "base_sha256", "template")
 
 
@@ -182,7 +183,7 @@ class RunFolder:
         """
         values = read_json(self.recipe_path)
         if not isinstance(values, dict):
-            raise RunError("the recipe of the run is torn", where=str(self.recipe_path))
+            raise RunError("the recipe of the run is torn", where=str(self.recipe_path), hint=_DAMAGED)
         try:
             return parse(values, source=str(self.recipe_path))
         except RecipeError as error:
@@ -235,7 +236,7 @@ class RunFolder:
             return {"status": "interrupted", "step": 0, "message": "stopped before the first step"}
         values = read_json(self.status_path)
         if not isinstance(values, dict) or values.get("status") not in STATUSES:
-            raise RunError("the status of the run is torn", where=str(self.status_path))
+            raise RunError("the status of the run is torn", where=str(self.status_path), hint=_DAMAGED)
         if values["status"] == "running" and lease.owner(self.path) is None:
             return {**values, "status": "lost", "message": "the process that worked on it is gone"}
         return values

@@ -96,7 +96,11 @@ def read_facts(folder: Path) -> Facts:
             hint="name a folder that `tunesmith train` wrote",
         ) from error
     if not isinstance(recipe, dict):
-        raise RunError("the recipe of this run is not a mapping", where=str(folder / "recipe.json"))
+        raise RunError(
+            "the recipe of this run is not a mapping",
+            where=str(folder / "recipe.json"),
+            hint="the run folder is damaged: put the file back from a copy",
+        )
     missing: list[str] = []
     cards = folder / "scorecards"
     return Facts(
