@@ -25,6 +25,7 @@ _TITLES = {
     "layer_fault": "Layer that does not learn like the others",
     "slow_step": "Slow step",
     "slow_disk": "Slow disk",
+    "sink_failed": "Metrics not sent",
 }
 """Kinds of events that are troubles, gravest first; kinds with one title are told together."""
 _SIGNS = ("warn", "error", "fault", "fail", "skip", "spike", "diverg", "damage", "lost", "stall", "non_finite")
