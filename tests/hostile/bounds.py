@@ -52,7 +52,6 @@ def answer(work: Callable[[], Any], seconds: float = 5.0) -> Any:
         try:
             return work()
         except TunesmithError as error:
-            assert error.what, "an error without words"
             return error
 
 
@@ -60,6 +59,7 @@ def refusal(work: Callable[[], Any], seconds: float = 5.0) -> TunesmithError:
     """The error of ours that ``work`` must raise, with all its three parts."""
     said = answer(work, seconds)
     assert isinstance(said, TunesmithError), f"no error, but {said!r:.200}"
+    assert said.what, "an error without words"
     assert said.where, f"says nowhere where: {said}"
     assert said.hint, f"has no hint: {said}"
     return said

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,15 @@ from typing import Any
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, processors
 
+from tunesmith.data import tokenizer_spec
 from tunesmith.errors import ModelError
+from tunesmith.foreign import LARGE_BYTES, read_object, read_text
 
 Offsets = list[tuple[int, int]]
 """Per token, the characters it stands for: first and one past the last."""
 
 SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_LONGEST = 300
 _CONVERT = "save it as tokenizer.json: transformers.AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
 
 
@@ -37,12 +41,11 @@ class Tokenizer:
         self.sha256 = hashlib.sha256(payload.encode("utf-8")).hexdigest()
         self._payload = payload
         self._source = source
-        try:
+        with _trusting_no_file(source, "cannot be read"):
             spec = json.loads(payload)
+            tokenizer_spec.check(spec)
             # Byte-level post-processors trim spaces off the offsets, so masks would be told lies about where a token begins.
             self._plain = _build({**spec, "post_processor": None})
-        except Exception as error:
-            raise ModelError(f"the tokenizer cannot be read: {error}", where=source, hint=_CONVERT) from None
         self.added = {number: token.content for number, token in self._plain.get_added_tokens_decoder().items()}
         flagged = {number for number, token in self._plain.get_added_tokens_decoder().items() if token.special}
         self.special_tokens = _special_tokens(settings or {}, self._plain)
@@ -65,7 +68,7 @@ class Tokenizer:
         }
         path = folder / "tokenizer.json"
         if path.is_file():
-            return cls(_read(path), settings, str(path))
+            return cls(read_text(path, LARGE_BYTES), settings, str(path))
         if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
             return cls(_from_merges(folder, settings), settings, str(folder / "vocab.json"))
         pieces = sorted(item.name for item in folder.glob("*.model")) if folder.is_dir() else []
@@ -80,7 +83,8 @@ class Tokenizer:
     @cached_property
     def _whole(self) -> Backend:
         """The tokenizer with its post-processor, for documents only; two copies are kept only where both are used."""
-        return _build(json.loads(self._payload))
+        with _trusting_no_file(self._source, "cannot be read"):
+            return _build(json.loads(self._payload))
 
     @cached_property
     def vocab_size(self) -> int:
@@ -89,22 +93,24 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of ``text``; special token strings in it are recognised, nothing is added."""
-        ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
-        return ids
+        return self.encode_with_offsets(text)[0]
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], Offsets]:
         """The ids of ``encode`` with, per token, its characters in ``text``; bytes of one character share it."""
-        encoding = self._plain.encode(text, add_special_tokens=False)
-        return encoding.ids, encoding.offsets
+        with _trusting_no_file(self._source, "fails on a text"):
+            encoding = self._plain.encode(text, add_special_tokens=False)
+            return encoding.ids, encoding.offsets
 
     def encode_document(self, text: str) -> list[int]:
         """Token ids with what the tokenizer's post-processor adds, such as a first BOS."""
-        ids: list[int] = self._whole.encode(text, add_special_tokens=True).ids
-        return ids
+        with _trusting_no_file(self._source, "fails on a text"):
+            ids: list[int] = self._whole.encode(text, add_special_tokens=True).ids
+            return ids
 
     def decode(self, ids: Sequence[int], skip_special: bool = False) -> str:
         """Text of token ids."""
-        return str(self._plain.decode(list(ids), skip_special_tokens=skip_special))
+        with _trusting_no_file(self._source, "fails on tokens"):
+            return str(self._plain.decode(list(ids), skip_special_tokens=skip_special))
 
     def token_text(self, token_id: int) -> str:
         """Readable text of one token; a token that is part of a character shows as the vocabulary spells it."""
@@ -115,7 +121,7 @@ class Tokenizer:
             return str(raw)
         if "▁" in raw:
             return str(raw).replace("▁", " ")
-        text = self._plain.decode([token_id], skip_special_tokens=False)
+        text = self.decode([token_id])
         return str(raw) if "�" in text or not text else str(text)
 
     def id_of(self, text: str) -> int | None:
@@ -128,8 +134,30 @@ class Tokenizer:
         return None if text is None else self.id_of(text)
 
 
+@contextmanager
+def _trusting_no_file(source: str, fails: str) -> Iterator[None]:
+    """Turn whatever the library raises into an error of ours; its panics are not even Exceptions.
+
+    Raises:
+        ModelError: says that the tokenizer ``fails``.
+    """
+    try:
+        yield
+    except (Exception, RecursionError) as error:
+        what = str(error)
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        what = str(error)
+    else:
+        return
+    raise ModelError(f"the tokenizer {fails}: {what[:_LONGEST]}", where=source, hint=_CONVERT)
+
+
 def _build(spec: dict[str, Any]) -> Backend:
-    backend = Backend.from_str(json.dumps(spec))
+    # Dropout would make other tokens of the same text each time.
+    model = {**spec["model"], "dropout": None} if spec["model"].get("dropout") else spec["model"]
+    backend = Backend.from_str(json.dumps({**spec, "model": model}))
     # A tokenizer.json may carry the truncation of whoever saved it, which would cut examples silently.
     backend.no_truncation()
     backend.no_padding()
@@ -154,13 +182,11 @@ def _text_of(value: Any) -> str | None:
 
 def _from_merges(folder: Path, settings: dict[str, Any]) -> str:
     """tokenizer.json of a byte-level BPE in GPT-2's two files."""
-    try:
+    for name in ("vocab.json", "merges.txt"):
+        read_text(folder / name, LARGE_BYTES)
+    with _trusting_no_file(str(folder), "cannot be made of vocab.json and merges.txt"):
         vocabulary, merges = models.BPE.read_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
         backend = Backend(models.BPE(vocab=vocabulary, merges=merges))
-    except Exception as error:
-        raise ModelError(
-            f"vocab.json and merges.txt make no tokenizer: {error}", where=str(folder), hint=_CONVERT
-        ) from None
     spaced = settings.get("add_prefix_space") is True
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=spaced)
     backend.decoder = decoders.ByteLevel()
@@ -170,26 +196,16 @@ def _from_merges(folder: Path, settings: dict[str, Any]) -> str:
     return str(backend.to_str())
 
 
-def _read(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ModelError(f"the tokenizer cannot be read: {error}", where=str(path), hint=_CONVERT) from None
-
-
 def read_mapping(path: Path) -> dict[str, Any]:
     """A JSON object, or nothing where the file is absent.
 
     Raises:
-        ModelError: the file is not JSON.
+        ModelError: the file is no JSON object.
     """
-    if not path.is_file():
-        return {}
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"not valid JSON: {error}", where=str(path), hint="copy the file again") from None
-    return value if isinstance(value, dict) else {}
+        return read_object(path)
+    except FileNotFoundError:
+        return {}
 
 
 def stop_ids_of(folder: Path) -> frozenset[int]:
@@ -197,5 +213,5 @@ def stop_ids_of(folder: Path) -> frozenset[int]:
     stops: set[int] = set()
     for name in ("generation_config.json", "config.json"):
         ids = read_mapping(folder / name).get("eos_token_id")
-        stops.update(item for item in (ids if isinstance(ids, list) else [ids]) if isinstance(item, int))
+        stops.update(item for item in (ids if isinstance(ids, list) else [ids]) if type(item) is int and item >= 0)
     return frozenset(stops)

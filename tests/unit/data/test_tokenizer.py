@@ -105,7 +105,7 @@ def test_vocab_and_merges_make_the_gpt2_kind(tmp_path: Path):
         ({"tokenizer.json": "{"}, "cannot be read"),
         ({"tokenizer.json": "[]"}, "cannot be read"),
         ({"tokenizer.json": "{}"}, "cannot be read"),
-        ({"vocab.json": "{}", "merges.txt": "a b\n"}, "make no tokenizer"),
+        ({"vocab.json": "{}", "merges.txt": "a b\n"}, "cannot be made of vocab.json"),
         ({"tokenizer.json": "{}", "tokenizer_config.json": "{"}, "not valid JSON"),
     ],
 )
