@@ -13,8 +13,10 @@ from typing import Any
 import jinja2
 
 from tunesmith.data import template_sandbox
+from tunesmith.data.template_filters import clock
 from tunesmith.data.template_sandbox import CLOSE, OPEN
 from tunesmith.errors import DataError, ModelError, RecipeError
+from tunesmith.foreign import read_object, read_text
 from tunesmith.records import Message
 
 Span = tuple[int, int]
@@ -55,6 +57,7 @@ DEFAULT_TEMPLATE = """\
 _MARKED = re.compile(r"\{%-?\s*generation\s*[-+]?%\}")
 REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 """Keys of a message that hold its reasoning; templates read one of them."""
+_LONGEST_REASON = 300
 
 
 class TemplateError(DataError):
@@ -94,9 +97,9 @@ class ChatTemplate:
         except ValueError:
             raise RecipeError(f"`{date}` is not a day", where="[model.date]", hint="write it as 2026-01-31") from None
         sandbox = template_sandbox.Sandbox()
-        sandbox.globals["strftime_now"] = self._clock.strftime
+        sandbox.globals["strftime_now"] = clock(self._clock.strftime)
         try:
-            self._compiled = sandbox.from_string(source)
+            self._compiled = sandbox.compile_within_limits(source)
         except jinja2.TemplateSyntaxError as error:
             raise TemplateError(
                 f"the chat template does not compile: {error.message}",
@@ -105,7 +108,7 @@ class ChatTemplate:
             ) from None
         except (jinja2.TemplateError, RecursionError, ValueError, SyntaxError, MemoryError) as error:
             raise TemplateError(
-                f"the chat template does not compile: {error}",
+                f"the chat template does not compile: {_reason(error)}",
                 where=where,
                 hint="give another: model.chat_template: FILE",
             ) from None
@@ -188,9 +191,9 @@ class ChatTemplate:
         try:
             return template_sandbox.render(self._compiled, variables, marking=marking)
         except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
-            reason = str(error) or type(error).__name__
+            reason = _reason(error)
         except (RecursionError, ArithmeticError, MemoryError) as error:
-            reason = f"{type(error).__name__}: {error}"
+            reason = f"{type(error).__name__}: {_reason(error)}"
         raise TemplateError(
             f"the chat template fails: {reason}",
             where=self.where,
@@ -222,6 +225,12 @@ class ChatTemplate:
                 hint="give another: model.chat_template: FILE, with its generation tags around whole answers",
             )
         return "".join(pieces), spans
+
+
+def _reason(error: BaseException) -> str:
+    """The words of an error, not more of them than a person reads: a template can make it as long as it likes."""
+    words = str(error) or type(error).__name__
+    return words if len(words) <= _LONGEST_REASON else f"{words[:_LONGEST_REASON]}…"
 
 
 _PROBE_CALL = (
@@ -312,44 +321,42 @@ def find_template(folder: Path) -> str | None:
     config = folder / "tokenizer_config.json"
     if not config.is_file():
         return None
-    try:
-        value = json.loads(config.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"not valid JSON: {error}", where=str(config), hint="copy the file again") from None
-    template = value.get("chat_template") if isinstance(value, dict) else None
+    template: Any = read_object(config).get("chat_template")
     if isinstance(template, list):
         named = {
             item["name"]: item["template"]
             for item in template
-            if isinstance(item, dict) and {"name", "template"} <= set(item)
+            if isinstance(item, dict) and isinstance(item.get("name"), str) and isinstance(item.get("template"), str)
         }
         if "default" not in named and len(named) != 1:
             raise ModelError(
-                f"the model has several chat templates and none is the default: {', '.join(sorted(named))}",
+                f"the model has several chat templates and none is the default: {', '.join(sorted(named)) or 'none with a name'}",
                 where=str(config),
                 hint="write the one you want to a file and name it as model.chat_template",
             )
         template = named.get("default") or next(iter(named.values()))
-    return template if isinstance(template, str) else None
+    if template is not None and not isinstance(template, str):
+        raise ModelError(
+            "the chat template is no text",
+            where=f"{config} [chat_template]",
+            hint="copy the file again, or remove the key",
+        )
+    return template
 
 
 def read_template(path: Path) -> str:
     """Text of a template file.
 
     Raises:
-        TemplateError: it is missing or not UTF-8 text.
+        TemplateError: it is missing, too large or not UTF-8 text.
     """
     try:
-        return path.read_text(encoding="utf-8")
+        return read_text(path, kind=TemplateError)
     except FileNotFoundError:
         raise TemplateError(
             "there is no such chat template",
             where=f"{path} [model.chat_template]",
             hint="the path starts from the recipe's folder",
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise TemplateError(
-            f"the chat template cannot be read: {error}", where=str(path), hint="it must be a UTF-8 text file"
         ) from None
 
 

@@ -10,6 +10,12 @@ from tunesmith.data.chat_template import ChatTemplate, TemplateError, Tools
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.records import Message
 
+MOST_AROUND = 100_000
+"""Characters that a template writes around four words; the longest known system prompt has 20,000."""
+
+MOST_PROMPT = 4_000
+"""Characters of a generation prompt, all beginnings of which are tried; known ones are below 100."""
+
 _WORDS = ("velvet", "cobalt", "marble", "saffron")
 
 
@@ -49,6 +55,7 @@ def learn_habits(template: ChatTemplate, tokenizer: Tokenizer) -> Habits:
     except TemplateError:
         turns = (replace(asked, content=_WORDS[2]), replace(last, content=_WORDS[3]))
         text = template.render(turns)
+    _refuse_long(text, MOST_AROUND, "around a plain question and answer", template)
     if any(text.count(turn.content) != 1 for turn in turns):
         raise TemplateError(
             "the chat template does not write a plain question and answer once each",
@@ -132,7 +139,18 @@ def _added_prompt(template: ChatTemplate, messages: Sequence[Message], tokenizer
     bare = template.render(messages)
     prompted = template.render(messages, add_generation_prompt=True)
     shared = bare if prompted.startswith(bare) else _common(prompted, bare, tokenizer)
-    return prompted[len(shared) :]
+    added = prompted[len(shared) :]
+    _refuse_long(added, MOST_PROMPT, "before an answer", template)
+    return added
+
+
+def _refuse_long(text: str, most: int, where: str, template: ChatTemplate) -> None:
+    if len(text) > most:
+        raise TemplateError(
+            f"the chat template writes {len(text):,} characters {where}, at most {most:,} are taken",
+            where=template.where,
+            hint="shorten what it writes by itself, or name another as model.chat_template",
+        )
 
 
 def _kept(

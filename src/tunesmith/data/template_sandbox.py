@@ -1,173 +1,108 @@
 """Where chat templates run: they come from strangers, so they get a sandbox and a budget. Torch-free.
 
-Limits of one rendering: ``MAX_CHARACTERS`` of output and of any string a template builds (items, for a list),
-``MAX_PARTS`` parts of a value that is written out, ``MAX_WORK`` units of work, where a unit is one turn of a loop, one call or filter, or 1,000 characters handled.
-Both are counts, not seconds: whether a template passes does not depend on the machine. Nothing random, no clock, no files.
+Nothing random, no clock, no files. What a template may use is in ``template_budget``, what its filters may be asked for in
+``template_filters``; here the two are put around every part of a template that makes a value.
 """
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextvars import ContextVar
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
+import jinja2
 from jinja2 import nodes
 from jinja2.exceptions import SecurityError, TemplateRuntimeError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
-from jinja2.runtime import Context, LoopContext, Macro, Undefined
+from jinja2.runtime import Context, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from jinja2.utils import Namespace
+from jinja2.utils import Namespace, pass_context
 from jinja2.visitor import NodeTransformer
 
-MAX_CHARACTERS = 8_000_000
-MAX_WORK = 1_000_000
-MAX_PARTS = 1_000_000
-_CHARACTERS_PER_UNIT = 1_000
-_MAX_INTEGER_BITS = 4_096
-_MAX_WIDTH = 100_000
+from tunesmith.data import template_filters as filters
+from tunesmith.data.template_budget import (
+    MAX_CHARACTERS,
+    charge,
+    concatenated,
+    counted,
+    is_marking,
+    sized,
+    spending,
+    too_much,
+    weigh,
+    written,
+)
+
+MAX_SOURCE = 200_000
+"""Characters of a template; the longest known has 30,000."""
+
+_MOST_MESSAGE = 1_000
 OPEN, CLOSE = "\U0010fffe", "\U0010ffff"
 """Noncharacters that stand around the output of ``{% generation %}`` until the spans are read off."""
 
-_REFUSED = ("random", "urlize", "pprint")
-_EXPANDING = ("join", "string", "replace", "sum", "xmlattr", "urlencode")
-_WIDE = ("center", "indent", "batch", "slice")
-_WIDE_METHODS = frozenset({"center", "ljust", "rjust", "zfill", "expandtabs"})
-
-
-@dataclass
-class Budget:
-    """What one rendering has used."""
-
-    work: int = 0
-    marking: bool = False
-
-
-_budget: ContextVar[Budget | None] = ContextVar("template_budget", default=None)
-
-
-def _too_much(what: str) -> NoReturn:
-    raise TemplateRuntimeError(f"the template {what}: a chat template has no need of that, it was stopped")
-
-
-def charge(units: int = 1) -> None:
-    """Count work; free outside a rendering (constants are folded when a template is compiled)."""
-    budget = _budget.get()
-    if budget is None:
-        return
-    budget.work += units
-    if budget.work > MAX_WORK:
-        _too_much(f"needs more than {MAX_WORK:,} steps")
-
-
-def _sized(value: Any) -> Any:
-    """Let a value through that is small enough, and charge for its size."""
-    if isinstance(value, str | list | tuple | dict):
-        size = len(value)
-        if size > MAX_CHARACTERS:
-            _too_much(f"builds a value longer than {MAX_CHARACTERS:,}")
-        charge(1 + size // _CHARACTERS_PER_UNIT)
-    elif isinstance(value, int) and value.bit_length() > _MAX_INTEGER_BITS:
-        _too_much("computes with enormous numbers")
-    else:
-        charge()
-    return value
-
-
-def _measured(value: Any) -> Any:
-    """Let a value through whose written form stays small, however often its parts are shared."""
-    if not isinstance(value, list | tuple | dict):
-        return _sized(value)
-    total = parts = 0
-    stack: list[Any] = [value]
-    while stack:
-        item = stack.pop()
-        parts += 1
-        if isinstance(item, Mapping):
-            stack.extend(item.keys())
-            stack.extend(item.values())
-        elif isinstance(item, list | tuple):
-            stack.extend(item)
-        total += len(item) if isinstance(item, str) else 1
-        if total > MAX_CHARACTERS or parts > MAX_PARTS or len(stack) > MAX_PARTS:
-            _too_much("writes out a value that is too large")
-    charge(1 + total // _CHARACTERS_PER_UNIT)
-    return value
-
-
-def _counted(iterable: Any) -> Any:
-    """Charge a loop for its turns: at once where the length is known, turn by turn otherwise."""
-    if isinstance(iterable, str | list | tuple | dict | range):
-        charge(len(iterable))
-        return iterable
-    if isinstance(iterable, Undefined) or not isinstance(iterable, Iterable):
-        return iterable
-    return _each(iterable)
-
-
-def _each(iterable: Iterable[Any]) -> Iterator[Any]:
-    for item in iterable:
-        charge()
-        yield item
-
-
-def _operands(operator: str, left: Any, right: Any) -> None:
-    """Refuse before computing what would be too large to compute."""
-    if operator == "*":
-        for many, text in ((left, right), (right, left)):
-            if isinstance(many, int) and isinstance(text, str | list | tuple) and many * len(text) > MAX_CHARACTERS:
-                _too_much(f"builds a value longer than {MAX_CHARACTERS:,}")
-    elif operator == "**" and isinstance(right, int) and right > _MAX_INTEGER_BITS:
-        _too_much("computes with enormous numbers")
-    elif operator == "%" and isinstance(left, str):
-        _format_of(left)
-        _measured(right)
-
-
-def _format_of(pattern: str) -> None:
-    if re.search(r"\d{5,}|%[^a-zA-Z]*\*|:[^}]*\{", pattern):
-        _too_much("asks for a width without bound")
-
 
 class _Guards(NodeTransformer):
-    """Puts a count on every loop, filter, concatenation, slice and comparison of a template."""
+    """Puts a count on every loop, literal, concatenation, slice, key and comparison of a template."""
 
     def visit_For(self, node: nodes.For) -> nodes.For:
         self.generic_visit(node)
         node.iter = _wrap("_counted", node.iter)
         return node
 
-    def visit_Filter(self, node: nodes.Filter) -> nodes.Filter:
+    def visit_List(self, node: nodes.List) -> nodes.Expr:
         self.generic_visit(node)
-        if node.node is not None:
-            node.node = _wrap("_sized", node.node)
-        return node
-
-    def visit_Concat(self, node: nodes.Concat) -> nodes.Filter:
-        self.generic_visit(node)
-        node.nodes = [_wrap("_measured", item) for item in node.nodes]
         return _wrap("_sized", node)
 
-    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Getitem:
+    def visit_Tuple(self, node: nodes.Tuple) -> nodes.Expr:
+        self.generic_visit(node)
+        return _wrap("_sized", node) if node.ctx == "load" else node
+
+    def visit_Dict(self, node: nodes.Dict) -> nodes.Expr:
+        self.generic_visit(node)
+        for pair in node.items:
+            if not isinstance(pair.key, nodes.Const):
+                pair.key = _wrap("_weighed", pair.key)
+        return _wrap("_sized", node)
+
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Expr:
+        self.generic_visit(node)
+        node.nodes = [_wrap("_written", item) for item in node.nodes]
+        return _wrap("_sized", node)
+
+    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Expr:
         self.generic_visit(node)
         if isinstance(node.arg, nodes.Slice):
-            node.node = _wrap("_sized", node.node)
+            return _wrap("_sized", node)
+        if not isinstance(node.arg, nodes.Const):
+            node.arg = _wrap("_weighed", node.arg)
         return node
 
     def visit_Compare(self, node: nodes.Compare) -> nodes.Compare:
         self.generic_visit(node)
-        node.expr = _wrap("_sized", node.expr)
+        node.expr = _wrap("_weighed", node.expr)
         for operand in node.ops:
-            if operand.op in ("in", "notin"):
-                operand.expr = _wrap("_sized", operand.expr)
+            operand.expr = _wrap("_weighed", operand.expr)
         return node
 
 
-def _wrap(name: str, node: nodes.Node) -> nodes.Filter:
+def _wrap(name: str, node: nodes.Node) -> nodes.Expr:
     return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
+
+
+def _at_run_time(function: Callable[[Any], Any]) -> Callable[..., Any]:
+    """A filter of our own; that it takes the context keeps jinja2 from folding it away when it compiles."""
+
+    @pass_context
+    def guarded(context: Context, value: Any) -> Any:
+        return function(value)
+
+    return guarded
+
+
+def _weighed(value: Any) -> Any:
+    """Let a value through that is about to be compared or hashed, and charge for that."""
+    charge(1 + weigh(value) // 200)
+    return value
 
 
 class Generation(Extension):
@@ -183,32 +118,42 @@ class Generation(Extension):
 
     def _mark(self, caller: Macro) -> str:
         text = str(caller())
-        budget = _budget.get()
-        return f"{OPEN}{text}{CLOSE}" if budget is not None and budget.marking else text
+        return f"{OPEN}{text}{CLOSE}" if is_marking() else text
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
     """The environment of transformers' ``apply_chat_template``, with limits."""
 
-    intercepted_binops = frozenset({"+", "*", "**", "%"})
+    intercepted_binops = frozenset({"+", "-", "*", "/", "//", "**", "%"})
+    concat = staticmethod(concatenated)
 
     def __init__(self) -> None:
         super().__init__(
-            trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols], finalize=_measured
+            trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols], finalize=_at_run_time(written)
         )
-        for name in _REFUSED:
-            self.filters[name] = _refuse(name)
-        self.globals["lipsum"] = _refuse("lipsum")
-        for name in _EXPANDING:
-            self.filters[name] = _guard(self.filters[name], name)
-        for name in _WIDE:
-            self.filters[name] = _guard(self.filters[name], name)
-        self.filters["format"] = _format
-        self.filters["tojson"] = _tojson
-        self.filters.update(_counted=_counted, _sized=_sized, _measured=_measured)
+        self.filters.update({name: filters.guard(function, name) for name, function in self.filters.items()})
+        tests: Mapping[str, Any] = self.tests
+        self.tests.update({name: filters.guard(function, f"is {name}") for name, function in tests.items()})
+        for name in filters.REFUSED:
+            self.filters[name] = filters.refuse(name)
+        self.filters["format"], self.filters["tojson"] = filters.format_, filters.tojson
+        for name, function in (("counted", counted), ("sized", sized), ("weighed", _weighed), ("written", written)):
+            self.filters[f"_{name}"] = _at_run_time(function)
+        self.globals["lipsum"] = filters.refuse("lipsum")
         self.globals["raise_exception"] = _raise
         self.globals["dict"] = _Dict()
         self.globals["namespace"] = _Namespace
+
+    def compile_within_limits(self, source: str) -> jinja2.Template:
+        """Compile a template; constants are folded on its budget.
+
+        Raises:
+            jinja2.TemplateError: it does not compile, or is longer than ``MAX_SOURCE``.
+        """
+        if len(source) > MAX_SOURCE:
+            raise TemplateRuntimeError(f"it has {len(source):,} characters, at most {MAX_SOURCE:,} are read")
+        with spending():
+            return self.from_string(source)
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         tree: nodes.Template = _Guards().visit(super()._parse(source, name, filename))
@@ -216,18 +161,14 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         """Compute an operation whose result fits."""
-        _operands(operator, left, right)
-        return _sized(super().call_binop(context, operator, left, right))
+        filters.operands(operator, left, right)
+        return sized(super().call_binop(context, operator, left, right))
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
         """Call what is safe to call, and count it."""
         charge()
-        if isinstance(__obj, LoopContext):
-            args = tuple(_counted(item) for item in args)
-        owner, name = getattr(__obj, "__self__", None), getattr(__obj, "__name__", "")
-        if isinstance(owner, str):
-            _method(owner, name, args)
-        return _sized(super().call(__context, __obj, *args, **kwargs))
+        given = filters.check_call(__obj, args, kwargs)
+        return sized(super().call(__context, __obj, *given, **kwargs))
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
         """``str.format``, with widths within bounds."""
@@ -236,8 +177,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
             return None
 
         def formatted(*args: Any, **kwargs: Any) -> str:
-            _format_of(value.__self__)
-            _measured([*args, *kwargs.values()])
+            filters.braces(value.__self__, [*args, *kwargs.values()])
             return wrapped(*args, **kwargs)
 
         return formatted
@@ -249,108 +189,19 @@ def render(template: Any, variables: Mapping[str, Any], *, marking: bool) -> str
     Raises:
         jinja2.TemplateError and whatever else a template's expressions raise.
     """
-    token = _budget.set(Budget(marking=marking))
-    try:
+    with spending(marking=marking):
         pieces: list[str] = []
         total = 0
         for piece in template.generate(**variables):
             total += len(piece)
             if total > MAX_CHARACTERS:
-                _too_much(f"writes more than {MAX_CHARACTERS:,} characters")
+                too_much(f"writes more than {MAX_CHARACTERS:,} characters")
             pieces.append(piece)
         return "".join(pieces)
-    finally:
-        _budget.reset(token)
 
 
-def _method(owner: str, name: str, args: tuple[Any, ...]) -> None:
-    charge(len(owner) // _CHARACTERS_PER_UNIT)
-    if name in _WIDE_METHODS:
-        _widths(args)
-    elif name == "join" and args:
-        _joined(owner, args[0])
-    elif name == "replace" and len(args) > 1:
-        _replaced(owner, *args[:2])
-    elif name == "translate":
-        _too_much("translates text")
-
-
-def _widths(args: Iterable[Any]) -> None:
-    if any(isinstance(item, int) and item > _MAX_WIDTH for item in args):
-        _too_much("asks for a width without bound")
-
-
-def _joined(separator: Any, items: Any) -> None:
-    if isinstance(items, list | tuple | dict):
-        _measured(items)
-        if len(str(separator)) * len(items) > MAX_CHARACTERS:
-            _too_much(f"builds a value longer than {MAX_CHARACTERS:,}")
-
-
-def _replaced(text: Any, old: Any, new: Any) -> None:
-    if len(text) + str(text).count(str(old)) * len(str(new)) > MAX_CHARACTERS:
-        _too_much(f"builds a value longer than {MAX_CHARACTERS:,}")
-
-
-def _refuse(name: str) -> Callable[..., Any]:
-    def refused(*args: Any, **kwargs: Any) -> NoReturn:
-        raise SecurityError(f"chat templates may not use `{name}`")
-
-    return refused
-
-
-def _guard(original: Callable[..., Any], name: str) -> Callable[..., Any]:
-    """The filter ``name`` behind a check of its arguments; jinja2's context markers are kept."""
-    passes = hasattr(original, "jinja_pass_arg")
-
-    def guarded(*args: Any, **kwargs: Any) -> Any:
-        given = list(args)
-        first = 1 if passes else 0
-        values = given[first:]
-        if name == "join" and values and not isinstance(values[0], str | Undefined):
-            given[first] = values[0] = list(_each(values[0]))
-            _joined(values[1] if len(values) > 1 else kwargs.get("d", ""), values[0])
-        elif name == "replace" and len(values) > 2:
-            _replaced(str(values[0]), values[1], values[2])
-        elif name in _WIDE:
-            _widths([*values[1:], *kwargs.values()])
-            _repeats(name, values, kwargs)
-        elif values:
-            _measured(values[0])
-        return _sized(original(*given, **kwargs))
-
-    if passes:
-        guarded.jinja_pass_arg = original.jinja_pass_arg  # type: ignore[attr-defined]
-    return guarded
-
-
-def _repeats(name: str, values: list[Any], kwargs: Mapping[str, Any]) -> None:
-    """An indentation is written once a line."""
-    if name == "indent":
-        width = values[1] if len(values) > 1 else kwargs.get("width", 4)
-        step = width if isinstance(width, int) else len(width)
-        if step * str(values[0]).count("\n") > MAX_CHARACTERS:
-            _too_much(f"builds a value longer than {MAX_CHARACTERS:,}")
-
-
-def _format(value: Any, *args: Any, **kwargs: Any) -> str:
-    pattern = str(value)
-    _format_of(pattern)
-    _measured([*args, *kwargs.values()])
-    return pattern % (kwargs or args)
-
-
-def _tojson(
-    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
-) -> str:
-    """As transformers writes JSON: no HTML escapes, letters as they are."""
-    _measured(value)
-    _widths([indent])
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _raise(message: str) -> NoReturn:
-    raise TemplateRuntimeError(message)
+def _raise(message: Any) -> NoReturn:
+    raise TemplateRuntimeError(str(written(message))[:_MOST_MESSAGE])
 
 
 class _Dict:
@@ -378,6 +229,10 @@ class _Namespace(Namespace):
     def __setitem__(self, name: str, value: Any) -> None:
         _own_name(name)
         Namespace.__setitem__(self, name, value)
+
+    def __repr__(self) -> str:
+        """What it holds is not written out with it: that could be larger than any value."""
+        return "<Namespace>"
 
 
 def _own_name(name: Any) -> None:
