@@ -65,13 +65,19 @@ def refusal(work: Callable[[], Any], seconds: float = 5.0) -> TunesmithError:
     return said
 
 
+_PEAK = """
+with open('/proc/self/status') as status:  # getrusage would tell what the parent held when it forked
+    print(next(int(line.split()[1]) >> 10 for line in status if line.startswith('VmHWM')))
+"""
+
+
 def measured(code: str, *arguments: str, seconds: float = 30.0, mebibytes: int = 4096) -> tuple[str, int]:
     """Run Python code in a process of its own, which may take so much time and address space.
 
     Returns:
         What it printed, and the most memory that it held at once in MiB.
     """
-    script = f"{code}\nimport resource\nprint(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)\n"
+    script = f"{code}\n{_PEAK}"
 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (mebibytes * MIB, mebibytes * MIB))
