@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -120,10 +121,11 @@ def _check_weights(hf: Any, folder: Path) -> None:
     largest = torch.stack([norm.float() for norm in torch._foreach_norm([item for _, item in named], float("inf"))])
     for (name, _), value in zip(named, largest.tolist(), strict=True):
         if not value <= _LARGEST_WEIGHT:
+            fault = f"damaged: the largest is {value:.3g}" if math.isfinite(value) else "not finite"
             raise ModelError(
-                f"the weights of `{name}` are damaged: the largest is {value:.3g}",
+                f"the weights of `{name}` are {fault}",
                 where=str(folder),
-                hint="copy the model again, and check its files against the sha256 of where it came from",
+                hint="the files are damaged or were saved from a run that diverged: copy the model again",
             )
 
 
