@@ -13,6 +13,7 @@ from tunesmith.cli.command import Verb, VerbGroup
 from tunesmith.cli.scores import comparison_lines, measure_name, scorecard_lines
 from tunesmith.cli.terminal import Terminal, table
 from tunesmith.registry.compare import compare_runs, curves
+from tunesmith.registry.lineage import lineage_line, read_lineage
 from tunesmith.registry.runs import RunFolder, RunSummary, list_runs, summarise
 from tunesmith.reports.measures import read_score, show_interval, show_value
 from tunesmith.reports.wording import as_mapping, count, duration, number, plain
@@ -35,8 +36,11 @@ def runs() -> None:
 def list_(terminal: Terminal, root: Path) -> None:
     """List the runs of a folder, newest first."""
     found = list_runs(root)
-    head = ("run", "status", "step", "model", "scope", "score", "age")
-    lines = table([_row(run) for run in found], head=head, right=(2,)) if found else [f"no runs in {root}"]
+    head: tuple[str, ...] = ("run", "status", "step", "model", "scope", "score", "age")
+    rows = [_row(run) for run in found]
+    if any(run.forked_from for run in found):
+        head, rows = (*head, "forked from"), [(*row, run.forked_from) for row, run in zip(rows, found, strict=True)]
+    lines = table(rows, head=head, right=(2,)) if found else [f"no runs in {root}"]
     for line in lines:
         terminal.show(line)
     for run in found:
@@ -67,8 +71,8 @@ def show(terminal: Terminal, run: Path) -> None:
     """Show one run: status, scores against the base, curve."""
     folder = RunFolder.open(run)
     summary, curve = summarise(folder), curves(folder)
-    cards, comparison = folder.scorecards(), folder.comparison()
-    for line in table(_facts(summary)):
+    cards, comparison, lineage = folder.scorecards(), folder.comparison(), read_lineage(folder)
+    for line in table([*_facts(summary), *_descent(lineage)]):
         terminal.show(line)
     for line in _curve_lines(curve):
         terminal.show(line)
@@ -80,7 +84,7 @@ def show(terminal: Terminal, run: Path) -> None:
             terminal.show(line)
     if terminal.as_json:
         recipe = folder.recipe().model_dump(mode="json")
-        values = {"recipe": recipe, "scorecards": cards, "comparison": comparison, "curves": curve}
+        values = {"recipe": recipe, "scorecards": cards, "comparison": comparison, "curves": curve, "lineage": lineage}
         terminal.emit({**summary.to_json(), **values})
 
 
@@ -92,6 +96,12 @@ def _facts(run: RunSummary) -> list[tuple[str, str]]:
         ("model", run.model),
         ("scope", " ".join(filter(None, (run.objective, run.adapter)))),
     ]
+
+
+def _descent(lineage: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    if lineage is None:
+        return []
+    return [("forked from", lineage_line(lineage)), ("", lineage["parent"]["path"])]
 
 
 def _curve_lines(curve: Mapping[str, Sequence[float]]) -> list[str]:
@@ -125,6 +135,9 @@ def compare(terminal: Terminal, a: Path, b: Path) -> None:
     names = (str(found["a"]["name"]), str(found["b"]["name"]))
     if names[0] == names[1]:
         names = (str(a), str(b))
+    for side, name in zip(("a", "b"), names, strict=True):
+        if found["lineage"][side]:
+            terminal.show(f"{name} was forked from {lineage_line(found['lineage'][side])}")
     differences = found["recipe"]
     terminal.show(f"recipes differ in ({names[0]} -> {names[1]}):" if differences else "the recipes are equal")
     for line in table([(line,) for line in differences]):

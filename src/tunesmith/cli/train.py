@@ -29,11 +29,14 @@ RUNS = Path("runs")
     "--run", "folder", type=click.Path(path_type=Path), default=None, help="Folder of the run; else runs/NAME."
 )
 @click.option("--restart", is_flag=True, help="Start from the first step where every checkpoint is damaged.")
+@click.option("--fork", metavar="RUN[@STEP]", default=None, help="Start a child run from a checkpoint of another run.")
 @click.pass_obj
-def train(terminal: Terminal, recipe: str, overrides: tuple[str, ...], folder: Path | None, restart: bool) -> None:
+def train(
+    terminal: Terminal, recipe: str, overrides: tuple[str, ...], folder: Path | None, restart: bool, fork: str | None
+) -> None:
     """Train as RECIPE says, score base and tuned model, and write the report.
 
-    The same call resumes an interrupted run; one whose recipe or data changed is refused.
+    The same call resumes an interrupted run; one whose recipe or data changed is refused, and --fork starts a child of it.
     Overrides are typed as in the recipe: training.learning_rate=1e-3 adapter.rank=8
     """
     read = read_recipe(terminal, recipe, overrides)
@@ -41,7 +44,7 @@ def train(terminal: Terminal, recipe: str, overrides: tuple[str, ...], folder: P
     plan = doors.plan_recipe(read)
     progress = open_progress()
     try:
-        run = doors.train(plan, run_folder, progress=progress, restart=restart)
+        run = doors.train(plan, run_folder, progress=progress, restart=restart, fork=fork)
     except (Interrupted, GuardStopped):
         if terminal.as_json and (status := _status(run_folder)) is not None:
             terminal.emit({"run": str(run_folder), **status})

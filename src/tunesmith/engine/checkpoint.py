@@ -17,12 +17,13 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from tunesmith.disk import disk
 from tunesmith.engine.tensor_file import Written, tensor_bytes, write_tensors
 from tunesmith.errors import GuardStopped
 from tunesmith.files import new_folder, remove_folder, sha256_of, sweep, sync_appends
+from tunesmith.types import Adapter
 
 FORMAT_VERSION = 1
 NAMES = ("trained.safetensors", "optimiser.safetensors", "state.json")
@@ -48,6 +49,22 @@ class Checkpoint:
     def num_bytes(self) -> int:
         """What it takes on disk, but for a few kilobytes of state and headers."""
         return tensor_bytes(self.trained) + tensor_bytes(self.optimiser) + _SMALL_FILES_BYTES
+
+
+def trained_of(adapter: Adapter, parts: nn.Module) -> dict[str, Tensor]:
+    """What trains, as a checkpoint names it: ``adapter/NAME`` and, for parts of the objective, ``parts/NAME``."""
+    trained = {f"adapter/{name}": tensor for name, tensor in adapter.state().items()}
+    return trained | {f"parts/{name}": tensor for name, tensor in parts.state_dict().items()}
+
+
+def load_trained(tensors: Mapping[str, Tensor], adapter: Adapter, parts: nn.Module) -> None:
+    """Inverse of ``trained_of``."""
+    split: dict[str, dict[str, Tensor]] = {"adapter": {}, "parts": {}}
+    for path, tensor in tensors.items():
+        part, _, name = path.partition("/")
+        split[part][name] = tensor
+    adapter.load_state(split["adapter"])
+    parts.load_state_dict(split["parts"])
 
 
 class CheckpointFolder:
@@ -121,17 +138,29 @@ class CheckpointFolder:
         folder = self._folder(step)
         if not folder.is_dir():
             return None
-        fault = self.fault(folder)
-        if fault is None:
-            try:
-                state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-                trained = load_file(folder / "trained.safetensors")
-                optimiser = load_file(folder / "optimiser.safetensors")
-                return Checkpoint(step=step, trained=trained, optimiser=optimiser, state=state)
-            except (OSError, ValueError, SafetensorError) as error:
-                fault = f"it cannot be read: {error}"
-        self._set_aside(folder, fault)
+        found = self.look(step)
+        if isinstance(found, Checkpoint):
+            return found
+        self._set_aside(folder, found)
         return None
+
+    def look(self, step: int) -> Checkpoint | str:
+        """One checkpoint, or why it cannot be used. The folder stays as it is: it may be another run's."""
+        folder = self._folder(step)
+        fault = self.fault(folder)
+        if fault is not None:
+            return fault
+        try:
+            state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+            trained = load_file(folder / "trained.safetensors")
+            optimiser = load_file(folder / "optimiser.safetensors")
+            return Checkpoint(step=step, trained=trained, optimiser=optimiser, state=state)
+        except (OSError, ValueError, SafetensorError) as error:
+            return f"it cannot be read: {error}"
+
+    def manifest_sha256(self, step: int) -> str:
+        """Hex sha256 of a checkpoint's manifest, and by it of every file."""
+        return sha256_of(self._folder(step) / MANIFEST)
 
     def fault(self, folder: Path) -> str | None:
         """Why a checkpoint cannot be trusted, or None."""

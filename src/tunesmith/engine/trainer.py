@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tunesmith.engine.checkpoint import Checkpoint, CheckpointFolder, Say
+from tunesmith.engine.checkpoint import Checkpoint, CheckpointFolder, Say, load_trained, trained_of
 from tunesmith.engine.gradients import Gradients, one_if_zero
 from tunesmith.engine.hooks import Hook
 from tunesmith.engine.interrupts import Asked, Interrupts
@@ -269,17 +269,15 @@ class Trainer:
     def save(self) -> None:
         """Save a checkpoint of everything that a resume needs, once all numbers up to here are known to be good."""
         self._report(wait=True)
+        trained = trained_of(self.adapter, self.objective.parts)
         with self._other_work():
             self.saver.save(
-                Checkpoint(self.step, self._trained(), self.optimiser.state(), self._state()),
+                Checkpoint(self.step, trained, self.optimiser.state(), self.state()),
                 protect=self._best_steps(),
             )
 
-    def _trained(self) -> dict[str, Tensor]:
-        trained = {f"adapter/{name}": tensor for name, tensor in self.adapter.state().items()}
-        return trained | {f"parts/{name}": tensor for name, tensor in self.objective.parts.state_dict().items()}
-
-    def _state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, Any]:
+        """Everything but tensors that a resume needs; plain values."""
         return {
             "step": self.step, "updates": self.reckoning.updates, "tokens": self.tokens, "seconds": self.seconds,
             "loss": self.reckoning.last_loss if math.isfinite(self.reckoning.last_loss) else None,
@@ -297,12 +295,7 @@ class Trainer:
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint as if the run had never stopped."""
-        split: dict[str, dict[str, Tensor]] = {"adapter": {}, "parts": {}}
-        for path, tensor in checkpoint.trained.items():
-            part, _, name = path.partition("/")
-            split[part][name] = tensor
-        self.adapter.load_state(split["adapter"])
-        self.objective.parts.load_state_dict(split["parts"])
+        load_trained(checkpoint.trained, self.adapter, self.objective.parts)
         self.optimiser.load_state(checkpoint.optimiser)
         state = checkpoint.state
         self.step, self.reckoning.updates = int(state["step"]), int(state["updates"])

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.recipe.fingerprint import differences
+from tunesmith.registry.lineage import read_lineage
 from tunesmith.registry.runs import RunFolder, summarise
 
 
@@ -18,7 +19,8 @@ def compare_runs(a: Path, b: Path) -> dict[str, Any]:
     Returns:
         ``a`` and ``b``: the line of each run; ``recipe``: differing keys as ``key: a -> b``;
         ``scores``: task -> metric -> ``{"a", "b"}``, each a score or None; ``probes``: the same for what was kept;
-        ``curves``: for ``a`` and ``b`` steps, losses in nats, and the same of the validation rows.
+        ``curves``: for ``a`` and ``b`` steps, losses in nats, and the same of the validation rows;
+        ``lineage``: for ``a`` and ``b`` where a child comes from, or None.
 
     Raises:
         RunError: a folder is no run, or one of its files is torn.
@@ -32,6 +34,7 @@ def compare_runs(a: Path, b: Path) -> dict[str, Any]:
         "scores": _beside(cards["a"].get("tasks", {}), cards["b"].get("tasks", {})),
         "probes": _beside(cards["a"].get("probes", {}), cards["b"].get("probes", {})),
         "curves": {side: curves(run) for side, run in runs.items()},
+        "lineage": {side: read_lineage(run) for side, run in runs.items()},
     }
 
 

@@ -1,6 +1,6 @@
 """A run on disk: names of its files, its identity, its lines of metrics and events. Torch-free.
 
-runs/NAME/  recipe.json  plan.json  inputs.json  environment.json  status.json  ledger.json  rejected.jsonl
+runs/NAME/  recipe.json  plan.json  inputs.json  lineage.json  environment.json  status.json  ledger.json  rejected.jsonl
             metrics.jsonl  events.jsonl  samples.jsonl  checkpoints/  adapter/ or model/
             scorecards/{base,tuned,comparison}.json  report.html  card.md
 """
@@ -36,6 +36,7 @@ from tunesmith.registry.identity import other_recipe
 
 STATUSES = ("running", "done", "interrupted", "stopped")
 _DAMAGED = "the run folder is damaged: put the file back from a copy, or start a new run with --run"
+LINEAGE = "lineage.json"
 _IDENTITY_KEYS = ("run_identity", "data_key", "base_sha256", "template")
 
 
@@ -55,6 +56,7 @@ class RunFolder:
         self.plan_path = path / "plan.json"
         self.environment_path = path / "environment.json"
         self.inputs_path = path / "inputs.json"
+        self.lineage_path = path / LINEAGE
         self.status_path = path / "status.json"
         self.ledger_path = path / "ledger.json"
         self.rejected_path = path / "rejected.jsonl"
@@ -124,7 +126,7 @@ class RunFolder:
         self._refuse_links()
         if not self.path.exists() or self.exists:
             return
-        if not self.path.is_dir() or any(item.name != lease.NAME for item in self.path.iterdir()):
+        if not self.path.is_dir() or any(item.name not in (lease.NAME, LINEAGE) for item in self.path.iterdir()):
             raise RunError(
                 "a run needs a folder of its own, and this one holds other files",
                 where=str(self.path),
@@ -132,8 +134,12 @@ class RunFolder:
             )
 
     @contextmanager
-    def creating(self, recipe: Mapping[str, Any]) -> Iterator[None]:
+    def creating(self, recipe: Mapping[str, Any], lineage: Mapping[str, Any] | None = None) -> Iterator[None]:
         """Make the run, or complete one that was cut off at its creation; a failure within leaves nothing of a new one.
+
+        Args:
+            recipe: plain values with nothing unset.
+            lineage: where a child comes from; written first, so that a child is never taken for a run of its own.
 
         Raises:
             RunError: the folder holds other files, or cannot be written.
@@ -142,6 +148,8 @@ class RunFolder:
         is_new = not self.exists
         made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         try:
+            if lineage is not None:
+                write_json(self.lineage_path, dict(lineage))
             if is_new:
                 write_json(self.recipe_path, dict(recipe))
             make_folders(self.scorecards_path)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import RunError
+from tunesmith.registry.lineage import parent_of, read_lineage
 from tunesmith.registry.run_folder import RunFolder
 
 __all__ = ["UNREADABLE", "RunFolder", "RunSummary", "headline", "list_runs", "summarise"]
@@ -37,6 +38,7 @@ class RunSummary:
         adapter: type of the adapter.
         step: optimiser steps done.
         steps: optimiser steps of the budget, where known.
+        forked_from: ``NAME@STEP`` of the parent of a child run; else empty.
         score: ``{"task", "metric", "value", "low", "high", "n"}`` of the tuned model, where it was scored.
         age_seconds: since the run last said something.
     """
@@ -51,6 +53,7 @@ class RunSummary:
     adapter: str = ""
     step: int = 0
     steps: int | None = None
+    forked_from: str = ""
     score: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -92,6 +95,7 @@ def summarise(run: RunFolder, now: float | None = None) -> RunSummary:
             adapter=recipe.adapter.type,
             step=int(status.get("step") or 0),
             steps=status.get("steps"),
+            forked_from=parent_of(read_lineage(run)),
             score=headline(run),
         )
     except (RunError, OSError, KeyError, TypeError, ValueError, AttributeError) as error:

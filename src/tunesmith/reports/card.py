@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.files import write_text
+from tunesmith.reports.descent import descent
 from tunesmith.reports.facts import Facts, read_facts
 from tunesmith.reports.measures import Measure, changes, forgetting, is_share, like_for_like, show_interval, show_value
 from tunesmith.reports.verdict import sentence
@@ -52,6 +53,7 @@ def render_card(run_folder: Path) -> str:
         _data(facts),
         "## Training",
         _training(facts),
+        *_lineage(facts),
         "## Limits",
         _LIMITS,
         "## Reproduce",
@@ -203,6 +205,13 @@ def _training(facts: Facts) -> str:
     if facts.training and (loss := as_number(facts.training[-1].get("loss"))) is not None:
         lines.append(f"last training loss {number(loss)} nats per token")
     return _bullets(lines) or "Nothing was recorded."
+
+
+def _lineage(facts: Facts) -> list[str]:
+    found = descent(facts)
+    if found is None:
+        return []
+    return ["## Lineage", _bullets([f"Forked from {found.chain}", *found.said])]
 
 
 def _bullets(lines: list[str]) -> str:

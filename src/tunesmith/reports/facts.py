@@ -8,6 +8,7 @@ from typing import Any
 
 from tunesmith.errors import RunError
 from tunesmith.files import read_json, read_lines
+from tunesmith.registry.run_folder import LINEAGE
 from tunesmith.registry.runs import RunFolder
 from tunesmith.reports.wording import DASH, as_list, as_mapping, as_number, clock
 
@@ -24,6 +25,7 @@ class Facts:
     status: Json = field(default_factory=dict)
     plan: Json = field(default_factory=dict)
     environment: Json = field(default_factory=dict)
+    lineage: Json = field(default_factory=dict)
     ledger: Json = field(default_factory=dict)
     metrics: list[Json] = field(default_factory=list)
     events: list[Json] = field(default_factory=list)
@@ -109,6 +111,7 @@ def read_facts(folder: Path) -> Facts:
         status=_status(folder, missing),
         plan=_mapping(folder / "plan.json", folder, missing),
         environment=_mapping(folder / "environment.json", folder, missing),
+        lineage=_mapping(folder / LINEAGE, folder, missing) if (folder / LINEAGE).is_file() else {},
         ledger=_mapping(folder / "ledger.json", folder, missing),
         metrics=_lines(folder / "metrics.jsonl", folder, missing),
         events=_lines(folder / "events.jsonl", folder, missing),

@@ -19,6 +19,7 @@ from markupsafe import Markup
 
 from tunesmith.files import write_text
 from tunesmith.reports import accounts, answers, costs, framing, history, sections, verdict, wording
+from tunesmith.reports.descent import descent
 from tunesmith.reports.facts import Facts, read_facts
 from tunesmith.reports.measures import forgetting
 
@@ -73,6 +74,7 @@ def views(facts: Facts) -> dict[str, Any]:
         "environment": sections.flatten(facts.environment),
         "recipe": json.dumps(facts.recipe, indent=2, ensure_ascii=False),
         "commands": commands(facts),
+        "descent": descent(facts),
     }
 
 

@@ -35,6 +35,7 @@ from tunesmith.recipe.root import Recipe
 from tunesmith.registry.runs import RunFolder
 from tunesmith.types import Adapter
 from tunesmith.workshop.careful import careful
+from tunesmith.workshop.forking import Fork
 from tunesmith.workshop.machinery import Machinery
 from tunesmith.workshop.sinks import open_sinks
 from tunesmith.workshop.watching import MetricsHook, ValidationHook
@@ -56,6 +57,7 @@ class Fit:
         say: kind of event and sentence.
         restart: start from the first step although checkpoints were set aside.
         at_step: told how far training is.
+        fork: where a child run comes from; None for a run that starts from its base.
     """
 
     recipe: Recipe
@@ -69,6 +71,7 @@ class Fit:
     say: Say
     restart: bool = False
     at_step: Callable[[int], None] = lambda step: None
+    fork: Fork | None = None
 
     def train(self, model: CausalLM, adapter: Adapter, machine: Machinery) -> tuple[Outcome, int]:
         """Train to the end; returns how it ended and the step that is the result.
@@ -166,6 +169,9 @@ class Fit:
             checkpoint = None
         if checkpoint is None:
             self.run.rewind_metrics(0)
+            if self.fork is not None:
+                self.fork.start(trainer, self.say)
+                self.at_step(trainer.step)
             return
         trainer.restore(checkpoint)
         self.at_step(checkpoint.step)

@@ -38,10 +38,10 @@ def inputs_of(recipe: Recipe, renderer: Renderer, base: ModelFolder) -> dict[str
     }
 
 
-def run_identity(recipe: Recipe, data: Prepared, base: ModelFolder) -> str:
-    """Fingerprint of a run: its resolved recipe, its data and its base, to the byte."""
+def run_identity(recipe: Recipe, data: Prepared, base: ModelFolder, fork: Mapping[str, Any] | None = None) -> str:
+    """Fingerprint of a run: its resolved recipe, its data and its base, to the byte; and of a child where it comes from."""
     stands_on = {"data": data.key, "base": base.sha256, "config": base.config_sha256}
-    return fingerprint(identity(recipe) | stands_on)
+    return fingerprint(identity(recipe) | stands_on | ({"fork": dict(fork)} if fork is not None else {}))
 
 
 def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, list[str]]:

@@ -32,6 +32,7 @@ from tunesmith.types import Adapter
 from tunesmith.workshop.endings import recorded
 from tunesmith.workshop.environment import MemoryMeter, environment, environment_differences
 from tunesmith.workshop.fitting import Fit, check_finite
+from tunesmith.workshop.forking import Child, find_fork, new_fork
 from tunesmith.workshop.inputs import changed_inputs, inputs_of, run_identity
 from tunesmith.workshop.machinery import Machinery, assemble, attach, load_base
 from tunesmith.workshop.model_files import write_model
@@ -55,7 +56,14 @@ class Run:
     scorecards: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
-def train(plan: Plan, run_folder: Path, *, progress: Progress | None = None, restart: bool = False) -> Run:
+def train(
+    plan: Plan,
+    run_folder: Path,
+    *,
+    progress: Progress | None = None,
+    restart: bool = False,
+    fork: str | None = None,
+) -> Run:
     """Run a plan, or go on with it, or find that there is nothing to do.
 
     Args:
@@ -63,9 +71,11 @@ def train(plan: Plan, run_folder: Path, *, progress: Progress | None = None, res
         run_folder: made if missing; one that holds another recipe's run is refused.
         progress: hears all that happens.
         restart: start from the first step where every checkpoint is damaged.
+        fork: ``RUN[@STEP]`` of another run whose checkpoint a new run starts from.
 
     Raises:
-        RunError: the folder holds another run, another process works on it, or the data or base changed.
+        RunError: the folder holds another run, another process works on it, the data or base changed, or the run cannot be
+            forked from there.
         GateRefused: the plan does not fit this machine.
         ModelError: the base does not load; nothing is written.
         GuardStopped: training was stopped, or no checkpoint is good; the last good checkpoint stays.
@@ -74,7 +84,7 @@ def train(plan: Plan, run_folder: Path, *, progress: Progress | None = None, res
     progress = progress or SilentProgress()
     run = RunFolder(Path(run_folder))
     run.check_free()
-    job = _Job(plan.source or plan.resolved, run, progress, restart)
+    job = _Job(plan.source or plan.resolved, run, progress, restart, fork)
     job.check_unchanged()
     if _is_done(run):
         return job.found_finished()
@@ -112,7 +122,9 @@ def _finished(run: RunFolder, *, nothing_to_do: bool = False) -> Run:
 class _Job:
     """One call of ``train``: everything that is open while it lasts."""
 
-    def __init__(self, recipe: Recipe, run: RunFolder, progress: Progress, restart: bool = False) -> None:
+    def __init__(
+        self, recipe: Recipe, run: RunFolder, progress: Progress, restart: bool = False, fork: str | None = None
+    ) -> None:
         self.recipe = recipe
         self.restart = restart
         self.run = run
@@ -127,9 +139,15 @@ class _Job:
         self.base: ModelFolder = base_of(recipe)
         self.data, self.renderer, notes = open_data(recipe, notify=progress.note)
         self.notes = notes
+        self.fork = find_fork(fork, run)
         self.plan = self._plan()
         self.settings: Settings = self.plan.settings
-        self.identity = run_identity(self.plan.resolved, self.data, self.base)
+        if fork is not None and self.fork is None:
+            inputs = inputs_of(recipe, self.renderer, self.base)
+            self.fork = new_fork(fork, Child(self.plan, self.data, self.base.sha256, inputs))
+        self.identity = run_identity(
+            self.plan.resolved, self.data, self.base, self.fork.identity if self.fork is not None else None
+        )
 
     def _plan(self) -> Plan:
         """The plan with exact counts; on resume the run's own, with what may change taken anew."""
@@ -164,6 +182,8 @@ class _Job:
         use_deterministic(self.settings.deterministic)
         self.meter = MemoryMeter(torch.device(self.settings.device))
         self.model = load_base(self.base.path, self.settings)
+        if self.fork is not None and not self.run.environment_path.exists():
+            self.fork.require_fit(self.model, self.recipe)
 
     def open(self) -> None:
         """Write what the run starts from, all or nothing, or that it goes on."""
@@ -180,7 +200,8 @@ class _Job:
                 "run_identity": self.identity, "data_key": self.data.key, "base_sha256": self.base.sha256,
                 "base_folder": str(self.base.path.resolve()), "template": self.renderer.fingerprint(),
             }  # fmt: skip
-            with run.creating(self.plan.resolved.model_dump(mode="json")):
+            lineage = self.fork.lineage if self.fork is not None else None
+            with run.creating(self.plan.resolved.model_dump(mode="json"), lineage):
                 write_json(run.plan_path, self.plan.to_json())
                 write_json(run.inputs_path, inputs_of(self.recipe, self.renderer, self.base))
                 write_json(run.ledger_path, self.data.ledger.to_json())
@@ -215,7 +236,7 @@ class _Job:
         self._tell_untrained_ends(model)
         fit = Fit(
             self.recipe, self.plan, self.settings, self.run, self.data, self.renderer, self.identity, self.progress,
-            self._say, self.restart, self._at_step,
+            self._say, self.restart, self._at_step, self.fork,
         )  # fmt: skip
         outcome, self.result_step = fit.train(model, adapter, machine)
         peak = self.meter.peak_bytes()

@@ -68,7 +68,9 @@ def _run(folder: Path, **more: Any) -> SimpleNamespace:
 
 
 def test_train_ends_with_the_run(call: Call, recipe: Path, planned: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    def train(plan: str, folder: Path, *, progress: Progress, restart: bool = False) -> SimpleNamespace:
+    def train(
+        plan: str, folder: Path, *, progress: Progress, restart: bool = False, fork: str | None = None
+    ) -> SimpleNamespace:
         assert (plan, folder) == ("plan of desk", Path("runs/desk"))
         print("a library's chatter")
         progress.start(1)
@@ -91,7 +93,7 @@ def test_train_says_headline_and_report(
     (folder / "scorecards" / "comparison.json").write_text(json.dumps(COMPARISON), encoding="utf-8")
     (folder / "report.html").write_text("", encoding="utf-8")
     monkeypatch.setattr(
-        doors, "train", lambda plan, run, *, progress, restart: _run(run, nothing_to_do=True), raising=False
+        doors, "train", lambda plan, run, *, progress, restart, fork: _run(run, nothing_to_do=True), raising=False
     )
     said = call("train", str(recipe), "--run", "elsewhere")
     assert said.code == 0, said.err
@@ -106,7 +108,7 @@ def test_train_says_headline_and_report(
 def test_stopped_training_still_says_where_it_is(
     call: Call, recipe: Path, planned: list[Any], monkeypatch: pytest.MonkeyPatch, error: Exception, code: int
 ) -> None:
-    def train(plan: str, folder: Path, *, progress: Progress, restart: bool = False) -> None:
+    def train(plan: str, folder: Path, *, progress: Progress, restart: bool, fork: str | None) -> None:
         folder.mkdir(parents=True)
         (folder / "status.json").write_text(
             '{"status": "interrupted", "step": 3, "steps": 9, "tokens": 7, "loss": 1.5}', encoding="utf-8"
@@ -122,7 +124,7 @@ def test_stopped_training_still_says_where_it_is(
 def test_a_refused_folder_is_not_taken_for_this_run(
     call: Call, recipe: Path, planned: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def train(plan: str, folder: Path, *, progress: Progress, restart: bool = False) -> None:
+    def train(plan: str, folder: Path, *, progress: Progress, restart: bool, fork: str | None) -> None:
         folder.mkdir(parents=True)
         (folder / "status.json").write_text('{"status": "done", "step": 3}', encoding="utf-8")
         raise RunError("another recipe's run")
