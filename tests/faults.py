@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -36,7 +38,7 @@ class FaultyDisk(Disk):
         self.log: list[str] = []
 
     def die(self) -> None:
-        """End here."""
+        """End here: the process is gone, what it wrote stays in the page cache."""
         self.dead = True
         raise Crash(self.log[-1])
 
@@ -57,8 +59,8 @@ class FaultyDisk(Disk):
             raise OSError(self.number, os.strerror(self.number), str(path))
         if self.how == "torn":
             half()
-        if self.how == "after":
-            act()
+        if self.how == "after" and (done := act()) is not None:
+            done.close()
         self.die()
         return None
 
@@ -76,9 +78,10 @@ class FaultyDisk(Disk):
         )
 
     def fsync(self, path: Path, descriptor: int) -> None:
-        self._around(
-            "fsync", path, lambda: None
-        )  # the page cache outlives a process; ``PowerCut`` models what does not
+        self._around("fsync", path, lambda: self._make_durable(path))
+
+    def _make_durable(self, path: Path) -> None:
+        """Nothing to do: the page cache outlives a process; ``PowerCut`` models what does not."""
 
     def rename(self, source: Path, target: Path) -> None:
         self._around("rename", target, lambda: Disk.rename(self, source, target))
@@ -96,25 +99,36 @@ class FaultyDisk(Disk):
         self._around("remove_folder", path, lambda: Disk.remove_folder(self, path))
 
 
-class PowerCut(FaultyDisk):
-    """Loses at the crash whatever was never fsynced: bytes of files, and names in folders.
+@dataclass
+class _Durable:
+    """What a file or folder holds on the platters; its descriptor keeps the number of the inode from being used again."""
 
-    The harshest disk that POSIX allows. With ``names_survive`` only bytes are lost: a file system that writes names out early.
+    descriptor: int
+    payload: bytes = b""
+    names: dict[str, int] = field(default_factory=dict)
+
+
+class PowerCut(FaultyDisk):
+    """Loses at the crash whatever was never fsynced: bytes of files and names in folders, whoever wrote them.
+
+    The harshest disk that POSIX allows. With ``names_survive`` only bytes are lost: a file system that writes names out
+    early. Links are taken for durable.
 
     Args:
-        attic: a folder on the same file system for what may have to come back.
-        at, how, only: as for ``FaultyDisk``.
+        root: the disk: all that lies below it at the start is durable. The folder itself stays.
         names_survive: see above.
+        faults: ``at``, ``how`` (``crash``, ``torn``, ``after``) and ``only``, as for ``FaultyDisk``.
     """
 
-    def __init__(self, attic: Path, *, names_survive: bool = False, **faults: Any) -> None:
+    def __init__(self, root: Path, *, names_survive: bool = False, **faults: Any) -> None:
         super().__init__(**faults)
-        attic.mkdir(parents=True, exist_ok=True)
-        self.attic = attic
+        self.root = root
         self.names_survive = names_survive
-        self._durable_bytes: dict[int, int] = {}
-        self._undo: list[tuple[Path, Callable[[], None]]] = []
-        self._kept = 0
+        self._known: dict[int, _Durable] = {}
+        for folder, _, names in os.walk(root, topdown=False):
+            for name in names:
+                self._make_durable(Path(folder, name))
+            self._make_durable(Path(folder))
 
     def die(self) -> None:
         self.dead = True
@@ -122,72 +136,55 @@ class PowerCut(FaultyDisk):
         raise Crash(self.log[-1])
 
     def lose(self) -> None:
-        """Take back what is not durable."""
-        if not self.names_survive:
-            for _, undo in reversed(self._undo):
-                undo()
-        for path in self._roots():
-            for item in path.rglob("*"):
-                if item.is_file() and (durable := self._durable_bytes.get(item.stat().st_ino)) is not None:
-                    os.truncate(item, min(durable, item.stat().st_size))
+        """Take back what is not durable, and forget."""
+        folders: set[str] = set()
+        files: dict[str, bytes] = {}
+        self._gather(self.root, self._inode(self.root), "", folders, files)
+        for folder, below, names in os.walk(self.root, topdown=False):
+            for path in (Path(folder, name) for name in names):
+                if not path.is_symlink() and path.relative_to(self.root).as_posix() not in files:
+                    path.unlink()
+            for path in (Path(folder, name) for name in below):
+                if not path.is_symlink() and path.relative_to(self.root).as_posix() not in folders:
+                    shutil.rmtree(path)
+        for name in sorted(folders):
+            (self.root / name).mkdir(exist_ok=True)
+        for name, payload in files.items():
+            path = self.root / name
+            if not path.is_file() or path.read_bytes() != payload:
+                path.write_bytes(payload)
+        for known in self._known.values():
+            os.close(known.descriptor)
+        self._known = {}
 
-    def _roots(self) -> set[Path]:
-        return {self.attic.parent}
+    def _gather(self, path: Path, inode: int, name: str, folders: set[str], files: dict[str, bytes]) -> None:
+        """What will be there, by names relative to the root; ``path`` is read where names survive."""
+        known = self._known[inode]
+        if not stat.S_ISDIR(os.fstat(known.descriptor).st_mode):
+            files[name] = known.payload
+            return
+        if name:
+            folders.add(name)
+        names = {item.name: self._inode(item) for item in _entries(path)} if self.names_survive else known.names
+        for below, number in names.items():
+            self._gather(path / below, number, f"{name}/{below}" if name else below, folders, files)
 
-    def _keep(self, path: Path) -> Path:
-        """Another name for a file that is about to lose its own."""
-        self._kept += 1
-        kept = self.attic / str(self._kept)
-        os.link(path, kept)
-        return kept
+    def _inode(self, path: Path) -> int:
+        """Number of the file; one that was never seen holds nothing durable."""
+        number = path.stat().st_ino
+        if number not in self._known:
+            self._known[number] = _Durable(os.open(path, os.O_RDONLY))
+        return number
 
-    def open(self, path: Path, mode: str) -> BinaryIO:
-        new = not path.exists()
-        stream = super().open(path, mode)
-        inode = os.fstat(stream.fileno()).st_ino
-        if new:
-            self._durable_bytes[inode] = 0
-            self._undo.append((path.parent, lambda: path.unlink(missing_ok=True)))
-        elif mode != "ab":
-            self._durable_bytes[inode] = 0
-        else:
-            self._durable_bytes.setdefault(inode, path.stat().st_size)
-        return stream
-
-    def fsync(self, path: Path, descriptor: int) -> None:
-        super().fsync(path, descriptor)
+    def _make_durable(self, path: Path) -> None:
+        if path.is_symlink() or not path.resolve().is_relative_to(self.root.resolve()):
+            return
+        known = self._known[self._inode(path)]
         if path.is_dir():
-            self._undo = [(folder, undo) for folder, undo in self._undo if folder != path]
+            known.names = {item.name: self._inode(item) for item in _entries(path)}
         else:
-            found = os.fstat(descriptor)
-            self._durable_bytes[found.st_ino] = found.st_size
+            known.payload = path.read_bytes()
 
-    def rename(self, source: Path, target: Path) -> None:
-        replaced = self._keep(target) if target.is_file() else None
-        super().rename(source, target)
 
-        def undo() -> None:
-            if target.exists():
-                target.replace(source)
-            if replaced is not None:
-                shutil.copy2(replaced, target)
-
-        self._undo.append((target.parent, undo))
-
-    def unlink(self, path: Path) -> None:
-        kept = self._keep(path) if path.is_file() else None
-        super().unlink(path)
-
-        def undo() -> None:
-            if kept is not None and path.parent.is_dir() and not path.exists():
-                os.link(kept, path)
-
-        self._undo.append((path.parent, undo))
-
-    def make_folder(self, path: Path) -> None:
-        super().make_folder(path)
-        self._undo.append((path.parent, lambda: shutil.rmtree(path, ignore_errors=True)))
-
-    def remove_folder(self, path: Path) -> None:
-        super().remove_folder(path)
-        self._undo.append((path.parent, lambda: path.mkdir(exist_ok=True)))
+def _entries(folder: Path) -> list[Path]:
+    return [item for item in folder.iterdir() if not item.is_symlink()]

@@ -2,7 +2,7 @@
 
 Every durable write is: temporary name beside the target, write, fsync, rename, fsync of the folder.
 A reader therefore sees the old file or the new one, never half of either. A folder that must go is renamed first.
-Temporary names are hidden (``.NAME.PID.tmp``, ``.NAME.PID.gone``); ``sweep`` removes what a crash left of them.
+Temporary names are hidden (``.NAME.PID-HOST.tmp``, ``.NAME.PID-HOST.gone``); ``sweep`` removes what a crash left of them.
 """
 
 from __future__ import annotations
@@ -11,11 +11,15 @@ import errno
 import hashlib
 import json
 import os
+import platform
 import re
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from tunesmith.disk import disk
@@ -24,7 +28,8 @@ from tunesmith.errors import RunError
 _CHUNK_BYTES = 1 << 20
 _DISK_TROUBLES = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO)
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
-_LEFTOVER = re.compile(r"\..+\.\d+\.(tmp|gone)")
+_LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)-(?P<host>[0-9a-f]{8})\.(tmp|gone)")
+_STALE_SECONDS = 24 * 3600
 _DAMAGED = "the run folder is damaged: put the file back from a copy, or start a new run with --run"
 _appended: set[Path] = set()
 _appended_lock = threading.Lock()
@@ -50,12 +55,13 @@ def fsync_folder(folder: Path) -> None:
 
 
 def make_folders(folder: Path) -> None:
-    """Make ``folder`` and those above it that are missing."""
+    """Make ``folder`` and those above it that are missing, durably."""
     if folder.is_dir():
         return
     make_folders(folder.parent)
     with suppress(FileExistsError):
         disk().make_folder(folder)
+    fsync_folder(folder.parent)
 
 
 def write_bytes(path: Path, payload: bytes) -> None:
@@ -102,9 +108,10 @@ def append_line(path: Path, value: Any) -> None:
     """Append one JSON line. ``sync_appends`` makes it durable: a torn last line is dropped by the reader."""
     payload = (json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")
     with disk().open(path, "ab") as stream:
+        is_new = stream.tell() == 0
         disk().write(stream, payload)
     with _appended_lock:
-        _appended.add(path)
+        _appended.update([path, path.parent] if is_new else [path])
 
 
 def sync_appends() -> None:
@@ -135,10 +142,43 @@ def mend_tail(path: Path) -> None:
 
 
 def copy_file(source: Path, target: Path) -> None:
-    """Copy a file's bytes into a new file; its folder is expected to be made durable as a whole."""
+    """Copy a file's bytes into a new file, whose name is as durable as its folder."""
     with source.open("rb") as reading, disk().open(target, "wb") as writing:
         while chunk := reading.read(_CHUNK_BYTES):
             disk().write(writing, chunk)
+        disk().fsync(target, writing.fileno())
+
+
+class NewFile:
+    """A new file written in many small pieces, which reach the disk in large ones. A context manager.
+
+    The folder it lies in is made durable as a whole. Raises FileExistsError where there is one.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._stream = disk().open(path, "xb")
+        self._waiting = bytearray()
+
+    def write(self, payload: bytes) -> None:
+        """Add bytes at the end."""
+        self._waiting += payload
+        if len(self._waiting) >= _CHUNK_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._waiting:
+            disk().write(self._stream, memoryview(self._waiting))
+            self._waiting = bytearray()
+
+    def __enter__(self) -> NewFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._stream:
+            if kind is None:
+                self._flush()
 
 
 def read_lines(path: Path) -> list[Any]:
@@ -198,18 +238,54 @@ def remove_folder(folder: Path) -> None:
         _remove(_put_aside(folder))
 
 
-def sweep(folder: Path) -> list[str]:
-    """Remove what a crash left of temporary files and folders in ``folder``; only its owner may ask.
+def sweep(folder: Path, *, of: str | None = None, is_shared: bool = False) -> list[str]:
+    """Remove what a crash left of temporary files and folders in ``folder``.
+
+    Args:
+        folder: may be missing.
+        of: only what was to become this name.
+        is_shared: other processes may be writing there. What they left when they died is removed, as far as that can be
+            seen from this host, and what is a day old; else everything is, and only the folder's owner may ask.
 
     Returns:
         Names of what was removed.
     """
-    if not folder.is_dir():
-        return []
-    found = sorted(item for item in folder.iterdir() if _LEFTOVER.fullmatch(item.name))
-    for item in found:
-        _remove(item)
-    return [item.name for item in found]
+    removed = []
+    for item in sorted(folder.iterdir()) if folder.is_dir() else ():
+        found = _LEFTOVER.fullmatch(item.name)
+        if found is None or of not in (None, found["name"]) or (is_shared and not _is_abandoned(item, found)):
+            continue
+        try:
+            _remove(item)
+        except OSError:
+            if not is_shared:
+                raise
+            continue  # another process was quicker, or it is another user's
+        removed.append(item.name)
+    return removed
+
+
+def is_leftover(name: str) -> bool:
+    """Whether a file or folder of this name is one that ``sweep`` removes."""
+    return _LEFTOVER.fullmatch(name) is not None
+
+
+def _is_abandoned(item: Path, found: re.Match[str]) -> bool:
+    if found["host"] == _host() and not _lives(int(found["pid"])):
+        return True
+    with suppress(FileNotFoundError):
+        return time.time() - item.lstat().st_mtime > _STALE_SECONDS
+    return False
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _put_aside(folder: Path) -> Path:
@@ -230,7 +306,12 @@ def _remove(path: Path) -> None:
 
 
 def _hidden(path: Path, ending: str) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.{ending}")
+    return path.with_name(f".{path.name}.{os.getpid()}-{_host()}.{ending}")
+
+
+@cache
+def _host() -> str:
+    return hashlib.blake2b(platform.node().encode("utf-8"), digest_size=4).hexdigest()
 
 
 def _fsync(path: Path) -> None:

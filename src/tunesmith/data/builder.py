@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Protocol
 
 from tunesmith.data.bad_row import BadRow
 from tunesmith.data.faults import FaultExamples
@@ -31,8 +31,9 @@ from tunesmith.data.row_codec import rejected_to_json, row_to_json, to_line
 from tunesmith.data.splitting import input_key
 from tunesmith.data.store import StoreWriter, TokenStore
 from tunesmith.data.token_roles import RoleTally
+from tunesmith.disk import disk
 from tunesmith.errors import DataError
-from tunesmith.files import write_json
+from tunesmith.files import NewFile, make_folders, write_json
 from tunesmith.recipe.root import Recipe
 from tunesmith.records import RawRow, Record, Rejected, Row
 
@@ -118,9 +119,9 @@ class Builder:
         self._sources = sources
         with ExitStack() as stack:
             self._writers: dict[Split, StoreWriter] = {}
-            self._records: dict[Split, BinaryIO] = {}
+            self._records: dict[Split, NewFile] = {}
             self._stack = stack
-            self._rejected = stack.enter_context((self._folder / REJECTED).open("wb"))
+            self._rejected = stack.enter_context(NewFile(self._folder / REJECTED))
             if self._splitter.by_group:
                 for source in sources:
                     if source.role == "train":
@@ -207,7 +208,7 @@ class Builder:
             self._labels.add(row.record)
             return
         if split not in self._records:
-            self._records[split] = self._stack.enter_context((self._folder / f"{split}.jsonl").open("wb"))
+            self._records[split] = self._stack.enter_context(NewFile(self._folder / f"{split}.jsonl"))
         self._records[split].write(to_line(row_to_json(row)))
         self._ledger.held_out += 1
         count.held_out += 1
@@ -243,8 +244,8 @@ class Builder:
             try:
                 self._faults.check(ledger, self._data.max_rejected, kept)
             except DataError:
-                kept.parent.mkdir(exist_ok=True)
-                (self._folder / REJECTED).replace(kept)
+                make_folders(kept.parent)
+                disk().rename(self._folder / REJECTED, kept)
                 raise
         self._overlong.check()
         if not ledger.trained:

@@ -9,9 +9,6 @@ Rows stream: memory holds one row, the hashes of held-out inputs, and the token 
 from __future__ import annotations
 
 import errno
-import os
-import shutil
-import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -22,14 +19,13 @@ from tunesmith.data.prepared import META, Prepared, open_prepared
 from tunesmith.data.reading import SourceFiles, resolve
 from tunesmith.data.store import TornStore
 from tunesmith.errors import DataError
-from tunesmith.files import new_folder
+from tunesmith.files import new_folder, remove_folder, sweep
 from tunesmith.recipe.root import Recipe
 
 __all__ = ["Notify", "Prepared", "cache_key", "load_cached", "prepare", "source_files"]
 
 Notify = Callable[[str], None]
 
-_STALE_SECONDS = 24 * 3600
 _HASH_UNASKED_BYTES = 64 << 20
 """``load_cached`` hashes no more than this: planning must stay under a second."""
 
@@ -64,11 +60,12 @@ def prepare(
     key = cache_key(recipe, renderer, context, sources, digests)
     with writing(cache_root):
         target = cache_root / key
+        for name in sweep(cache_root, is_shared=True):
+            notify(f"removed the leftover {name} of an unfinished preparation")
         if (cached := _open_or_clear(target, notify)) is not None:
             hashes.save()
             notify(f"using cached tokens {key[:12]}: {cached.ledger.trained:,} training rows")
             return cached
-        _remove_leftovers(cache_root, notify)
         try:
             with new_folder(target) as folder:
                 Builder(recipe, renderer, context, folder, notify).build(sources, key)
@@ -128,20 +125,9 @@ def _open_or_clear(target: Path, notify: Notify) -> Prepared | None:
         return open_prepared(target)
     except TornStore as error:
         notify(f"the cached tokens {target.name[:12]} are torn ({error}); building them anew")
-    aside = target.with_name(f".{target.name}.torn.{os.getpid()}.tmp")
     with suppress(FileNotFoundError):
-        target.rename(aside)
-    shutil.rmtree(aside, ignore_errors=True)
+        remove_folder(target)
     return None
-
-
-def _remove_leftovers(cache_root: Path, notify: Notify) -> None:
-    """Remove temporary folders of builds that were killed a day ago or more."""
-    for folder in cache_root.glob(".*.tmp"):
-        with suppress(FileNotFoundError):
-            if folder.is_dir() and time.time() - folder.stat().st_mtime > _STALE_SECONDS:
-                shutil.rmtree(folder, ignore_errors=True)
-                notify(f"removed the leftover {folder.name} of an unfinished preparation")
 
 
 def _check_unchanged(sources: Sequence[SourceFiles], stamps: dict[Path, tuple[int, int]]) -> None:

@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from tunesmith.errors import RunError
-from tunesmith.files import read_json, write_json
+from tunesmith.files import NewFile, make_folders, read_json, write_json
 from tunesmith.records import Origin, Row
 
 STORE_VERSION = 5
@@ -28,7 +28,6 @@ STORE_VERSION = 5
 WHOLE = -1
 """Window number of a row that was not cut."""
 
-_BUFFER_BYTES = 1 << 20
 _TOKENS, _TRAINED, _ROWS, _META = "tokens.bin", "trained.bin", "rows.bin", "store.json"
 _ROW = struct.Struct("<qqQiiiih2xI")
 _ROW_DTYPE = np.dtype(
@@ -53,13 +52,13 @@ class StoreWriter:
     """
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folders(folder)
         self._folder = folder
         # Each is closed even where the flush of another fails on a full disk.
         self._streams = ExitStack()
-        self._tokens = self._streams.enter_context(_open(folder / _TOKENS))
-        self._trained = self._streams.enter_context(_open(folder / _TRAINED))
-        self._rows = self._streams.enter_context(_open(folder / _ROWS))
+        self._tokens = self._streams.enter_context(NewFile(folder / _TOKENS))
+        self._trained = self._streams.enter_context(NewFile(folder / _TRAINED))
+        self._rows = self._streams.enter_context(NewFile(folder / _ROWS))
         self._files: dict[str, int] = {}
         self.num_rows = 0
         self.num_tokens = 0
@@ -119,7 +118,7 @@ class StoreWriter:
         if kind is None:
             self.close()
         else:
-            self._streams.close()
+            self._streams.__exit__(kind, error, trace)
 
 
 class TokenStore:
@@ -176,10 +175,6 @@ class TokenStore:
         """Hold the row table against the counts: a torn table would hand out other rows' tokens."""
         if int(self.lengths.sum()) != self.num_tokens or int(self.trained_lengths.sum()) != self.num_trained:
             raise TornStore(f"{self.folder / _ROWS} does not agree with {_META}")
-
-
-def _open(path: Path) -> BinaryIO:
-    return path.open("xb", buffering=_BUFFER_BYTES)
 
 
 def _map(path: Path, dtype: np.dtype[Any], count: int) -> Any:

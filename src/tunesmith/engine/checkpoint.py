@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tunesmith.disk import disk
 from tunesmith.engine.tensor_file import Written, tensor_bytes, write_tensors
 from tunesmith.errors import GuardStopped
-from tunesmith.files import new_folder, remove_folder, sha256_of, sweep, sync_appends
+from tunesmith.files import new_folder, remove_folder, sha256_of, sync_appends
 from tunesmith.types import Adapter
 
 FORMAT_VERSION = 1
@@ -108,7 +108,7 @@ class CheckpointFolder:
             }  # fmt: skip
             _write_json(folder / MANIFEST, manifest)
             sync_appends()
-        self._retire(protect | {checkpoint.step})
+        self.retire(protect | {checkpoint.step})
         return target
 
     def newest(self, below: int | None = None) -> Checkpoint | None:
@@ -187,10 +187,6 @@ class CheckpointFolder:
             if later > step:
                 remove_folder(self._folder(later))
 
-    def clean(self) -> list[str]:
-        """Remove what a crash left half-written or half-removed; returns the names."""
-        return sweep(self.path)
-
     def _folder(self, step: int) -> Path:
         return self.path / f"{step:08d}"
 
@@ -210,7 +206,8 @@ class CheckpointFolder:
         disk().rename(folder, target)
         self.say("checkpoint_set_aside", f"checkpoint {folder.name} is set aside as {target.name}: {fault}")
 
-    def _retire(self, protect: frozenset[int]) -> None:
+    def retire(self, protect: frozenset[int]) -> None:
+        """Remove the oldest checkpoints beyond ``keep``, but none in ``protect``."""
         good = [step for step in self.steps() if step not in protect]
         surplus = max(0, len(self.steps()) - max(self.keep, len(protect)))
         for step in good[:surplus]:

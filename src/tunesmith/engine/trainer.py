@@ -177,7 +177,7 @@ class Trainer:
             self.saver.poll()
             self._interval()
             due = self.step % self.options.checkpoint_every == 0 or self.step == self.options.total_steps
-            if due or self._stopped or self.step in self._best_steps():
+            if due or self._stopped or self.step in self.best_steps():
                 self.save()
             if self._stopped:
                 break
@@ -273,7 +273,7 @@ class Trainer:
         with self._other_work():
             self.saver.save(
                 Checkpoint(self.step, trained, self.optimiser.state(), self.state()),
-                protect=self._best_steps(),
+                protect=self.best_steps(),
             )
 
     def state(self) -> dict[str, Any]:
@@ -288,7 +288,7 @@ class Trainer:
             "evaluated_step": self._evaluated_step, "stopped": self._stopped, "faulty_layers": self._faulty_layers,
         }  # fmt: skip
 
-    def _best_steps(self) -> frozenset[int]:
+    def best_steps(self) -> frozenset[int]:
         """Steps that a hook may want back at the end: each needs a checkpoint, whatever the cadence."""
         states = (hook.state_dict() for hook in self.hooks)
         return frozenset(int(state["best_step"]) for state in states if state.get("best_step"))

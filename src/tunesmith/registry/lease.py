@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import RunError
+from tunesmith.files import make_folders
 
 try:
     import fcntl
@@ -53,7 +54,7 @@ def lease(folder: Path) -> Iterator[None]:
     """
     made = [item for item in (folder, *folder.parents) if not item.exists()]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folders(folder)
         descriptor = _take(folder)
     except OSError as error:
         _remove_empty(made)

@@ -15,16 +15,19 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from tunesmith.disk import disk
 from tunesmith.errors import RecipeError, RunError
 from tunesmith.files import (
     append_line,
     disk_trouble,
+    is_leftover,
     make_folders,
     mend_tail,
     read_json,
     read_lines,
     remove_folder,
     sweep,
+    sync_appends,
     write_json,
     write_text,
 )
@@ -126,7 +129,9 @@ class RunFolder:
         self._refuse_links()
         if not self.path.exists() or self.exists:
             return
-        if not self.path.is_dir() or any(item.name not in (lease.NAME, LINEAGE) for item in self.path.iterdir()):
+        if not self.path.is_dir() or any(
+            item.name not in (lease.NAME, LINEAGE) and not is_leftover(item.name) for item in self.path.iterdir()
+        ):
             raise RunError(
                 "a run needs a folder of its own, and this one holds other files",
                 where=str(self.path),
@@ -262,6 +267,7 @@ class RunFolder:
             before = self.status() if self.status_path.exists() else {}
         except RunError:
             before = {}
+        sync_appends()
         write_json(self.status_path, {**before, "message": "", **values, "status": status})
 
     def append_metric(self, line: Mapping[str, Any]) -> None:
@@ -324,7 +330,7 @@ class RunFolder:
 
     def clean(self) -> list[str]:
         """Remove what a crash left half-written; returns the names. Only for the holder of the lease."""
-        return sweep(self.path) + sweep(self.scorecards_path)
+        return sweep(self.path) + sweep(self.scorecards_path) + sweep(self.checkpoints_path)
 
     def scorecards(self) -> dict[str, dict[str, Any]]:
         """Scorecards by name (``base``, ``tuned`` …); the comparison is not one of them.
@@ -377,10 +383,10 @@ def _clear(folder: Path, made: Sequence[Path]) -> None:
             if item.is_dir():
                 remove_folder(item)
             else:
-                item.unlink(missing_ok=True)
+                disk().unlink(item)
     for empty in made:
         with suppress(OSError):
-            empty.rmdir()
+            disk().remove_folder(empty)
 
 
 def _keep(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> int:

@@ -23,7 +23,7 @@ from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.engine.checkpoint import CheckpointFolder
 from tunesmith.errors import RunError
 from tunesmith.evaluation.probes import general_texts
-from tunesmith.files import copy_file, new_folder
+from tunesmith.files import copy_file, new_folder, sweep
 from tunesmith.models.causal_lm import CausalLM
 from tunesmith.models.facts import read_facts
 from tunesmith.models.loading import load_model
@@ -73,13 +73,16 @@ def export(run_folder: Path, out: Path, *, merge: bool = False, dtype: str | Non
         )
     job = _Export(run)
     target_dtype = _DTYPES[dtype] if dtype else stored_dtype(job.base.path)
-    if out.exists():
-        out.rmdir()
+    swept = [f"removed {name}, which an export that was cut off left" for name in _sweep(out)]
     with new_folder(out) as folder:
         whole = merge or not job.has_adapter
         gates, notes = job.whole_model(folder, target_dtype) if whole else job.adapter(folder)
         require(gates)
-    return ExportResult(out, gates, notes)
+    return ExportResult(out, gates, swept + notes)
+
+
+def _sweep(out: Path) -> list[str]:
+    return sweep(out.parent, of=out.name, is_shared=True)
 
 
 class _Export:

@@ -158,8 +158,6 @@ class Fit:
         self.run.append_metric({"step": step, "layers": layers})
 
     def _resume(self, trainer: Trainer, checkpoints: CheckpointFolder) -> None:
-        for name in checkpoints.clean() + self.run.clean():
-            self.say("swept", f"{name} was left half-written by a process that ended, and is removed")
         try:
             checkpoint = checkpoints.newest()
         except GuardStopped:
@@ -174,6 +172,7 @@ class Fit:
                 self.at_step(trainer.step)
             return
         trainer.restore(checkpoint)
+        checkpoints.retire(trainer.best_steps() | {checkpoint.step})  # the run may have been cut off before it did
         self.at_step(checkpoint.step)
         self.run.rewind_metrics(checkpoint.step, evaluated=not trainer.owes_evaluation)
         self.say("resumed", f"resumed from the checkpoint of step {checkpoint.step} of {self.settings.total_steps}")

@@ -11,6 +11,7 @@ import torch
 
 from tunesmith.adapters.lora import LoraAdapter
 from tunesmith.adapters.peft_files import write_adapter
+from tunesmith.disk import disk
 from tunesmith.engine.randomness import use_deterministic
 from tunesmith.engine.trainer import Outcome
 from tunesmith.evaluation.comparison import compare
@@ -86,10 +87,14 @@ def train(
     run.check_free()
     job = _Job(plan.source or plan.resolved, run, progress, restart, fork)
     job.check_unchanged()
-    if _is_done(run):
+    if _is_done(run) and run.report_path.exists():
         return job.found_finished()
     with lease(run.path):
-        if _is_done(run):  # another process was quicker
+        job.sweep()
+        if _is_done(run):  # another process was quicker, or one was cut off before the papers
+            job.tell_swept()
+            if not run.report_path.exists():
+                write_papers(run)
             return job.found_finished()
         job.load()
         job.open()
@@ -99,11 +104,7 @@ def train(
 
 
 def _is_done(run: RunFolder) -> bool:
-    if not run.exists or run.status()["status"] != "done":
-        return False
-    if not run.report_path.exists():
-        write_papers(run)
-    return True
+    return run.exists and run.status()["status"] == "done"
 
 
 def _finished(run: RunFolder, *, nothing_to_do: bool = False) -> Run:
@@ -136,6 +137,7 @@ class _Job:
         self.meter: MemoryMeter
         self.scoring: Scoring
         self.result_step = 0
+        self.swept: list[str] = []
         self.base: ModelFolder = base_of(recipe)
         self.data, self.renderer, notes = open_data(recipe, notify=progress.note)
         self.notes = notes
@@ -174,6 +176,15 @@ class _Job:
         if note is not None:
             self.progress.note(note)
         return _finished(self.run, nothing_to_do=True)
+
+    def sweep(self) -> None:
+        """Remove what a process that was killed left half-written; only under the lease."""
+        self.swept = self.run.clean()
+
+    def tell_swept(self) -> None:
+        """Say what was removed."""
+        for name in self.swept:
+            self._say("swept", f"{name} was left half-written by a process that ended, and is removed")
 
     def load(self) -> None:
         """Load the base, once it is known to fit: one that does not load or be scored leaves no run behind."""
@@ -215,6 +226,7 @@ class _Job:
 
     def train(self) -> None:
         """Score the base, train, score the result, write everything."""
+        self.tell_swept()
         changed = adopt_suite(self.run, self.recipe)
         if changed is not None:
             self._say("evaluation_changed", changed)
@@ -249,7 +261,8 @@ class _Job:
         if scoring.tasks:
             write_json(self.run.comparison_path, compare(base_card, tuned_card).to_json())
         else:
-            self.run.comparison_path.unlink(missing_ok=True)
+            if self.run.comparison_path.exists():
+                disk().unlink(self.run.comparison_path)
             why = "no task is asked for" if self.recipe.evaluation.tasks == [] else "no row is held out for a task"
             self._say("not_compared", f"{why}: whether the run helped is not measured")
         self.doing = "writing the report"

@@ -853,13 +853,14 @@ def test_processes_that_prepare_at_once_agree(bench: Bench) -> None:
 
 def test_leftovers_of_killed_builds_go_after_a_day(bench: Bench) -> None:
     bench.jsonl("train.jsonl", questions(10))
-    for name, age in ((".old.1.tmp", 2 * 86400), (".young.2.tmp", 60)):
+    old, young = ".old.1-00000000.tmp", ".young.2-00000000.tmp"
+    for name, age in ((old, 2 * 86400), (young, 60)):
         (bench.cache / name).mkdir(parents=True)
         settle(bench.cache / name, time.time() - age)
     bench.prepare()
-    assert not (bench.cache / ".old.1.tmp").exists()
-    assert (bench.cache / ".young.2.tmp").exists()
-    assert any(".old.1.tmp" in line for line in bench.said)
+    assert not (bench.cache / old).exists()
+    assert (bench.cache / young).exists()
+    assert any(old in line for line in bench.said)
 
 
 def test_the_cache_root_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
