@@ -233,9 +233,11 @@ def new_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder so that a crash leaves it whole or gone: it is renamed first. A missing one is fine."""
+    """Remove a folder so that a crash leaves it whole or gone: it is renamed first, durably. A missing one is fine."""
     if folder.exists():
-        _remove(_put_aside(folder))
+        aside = _put_aside(folder)
+        fsync_folder(folder.parent)
+        _remove(aside)
 
 
 def sweep(folder: Path, *, of: str | None = None, is_shared: bool = False) -> list[str]:

@@ -20,6 +20,7 @@ from tunesmith.files import (
     make_folders,
     new_folder,
     read_lines,
+    remove_folder,
     sweep,
     sync_appends,
     write_bytes,
@@ -125,3 +126,14 @@ def test_names_outlive_a_power_cut(tmp_path: Path) -> None:
     assert (tmp_path / "a" / "b" / "copy").read_bytes() == b"copied"
     assert read_lines(tmp_path / "a" / "b" / "lines") == [1]
     sync_appends()
+
+
+def test_a_removed_folder_stays_removed(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "file").write_bytes(b"x")
+    cut = PowerCut(tmp_path)
+    with use_disk(cut):
+        remove_folder(tmp_path / "folder")
+    cut.lose()
+    assert not (tmp_path / "folder").exists()
+    assert len(sweep(tmp_path)) == 1  # its other name is all that may come back
