@@ -118,6 +118,7 @@ def _lay_out_beside(model: nn.Module, beside: Mapping[str, Tensor], result: Layo
                 continue
             if owner not in saved:
                 saved.append(owner)
+            # A tied weight goes in under each of its names: PEFT looks them all up, and fails where one is missing.
             for own, parameter in module.named_parameters():
                 result.tensors[f"{PREFIX}{owner}.{own}"] = values.get(id(parameter), parameter.detach())
     if not saved:

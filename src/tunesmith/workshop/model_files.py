@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from tunesmith.files import copy_file, write_text
 from tunesmith.foreign import read_object
@@ -46,13 +47,14 @@ def write_model(
         template: chat template to store instead of the base's.
         stop_ids: tokens that end an answer; ``generation_config.json`` names them, so that others stop there too.
     """
-    state = {name: tensor.detach().to(dtype).cpu() for name, tensor in hf.state_dict().items()}
-    hf.save_pretrained(folder, state_dict=state)
+    hf.save_pretrained(folder, state_dict=_cast(hf.state_dict(), dtype))
     given = config_file.read_config(base)
     config = config_file.obeyed(given)
     config.pop("torch_dtype", None)
     config["dtype"] = _NAMES[dtype]
     write_text(folder / "config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+    for weights in folder.glob("*.safetensors"):  # transformers leaves them to their owner alone
+        weights.chmod((folder / "config.json").stat().st_mode)
     for name in CARRIED:
         if (base / name).is_file():
             copy_file(base / name, folder / name)
@@ -63,6 +65,18 @@ def write_model(
     return [
         f"config.json is written without `{field}`, which is not obeyed here" for field in config_file.dropped(given)
     ]
+
+
+def _cast(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Floating-point tensors in ``dtype`` on the CPU; names of one weight stay one tensor, which is stored once."""
+    cast: dict[tuple[Any, ...], Tensor] = {}
+    result = {}
+    for name, tensor in state.items():
+        place = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        if place not in cast:
+            cast[place] = tensor.detach().to(dtype if tensor.is_floating_point() else tensor.dtype).cpu()
+        result[name] = cast[place]
+    return result
 
 
 def _name_stops(path: Path, stop_ids: Collection[int]) -> None:

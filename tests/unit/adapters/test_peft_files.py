@@ -138,6 +138,21 @@ def test_parameters_trained_beside_go_to_peft_and_back(make, ids, stir, tmp_path
         assert torch.equal(logits(fresh, ids), logits(make(family), ids))
 
 
+def test_peft_asks_for_a_tied_embedding_under_both_its_names(make, stir, tmp_path):
+    """The reason why an adapter that trains a tied embedding stores it twice."""
+    adapter = attach(make("llama-tied"), also_train=["*embed_tokens*"])
+    stir(adapter)
+    write_adapter(tmp_path, adapter, "")
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    head, embedding = (f"base_model.model.{name}.weight" for name in ("lm_head", "model.embed_tokens"))
+    assert torch.equal(tensors[head], tensors[embedding])
+    save_file(
+        {name: tensor for name, tensor in tensors.items() if name != head}, tmp_path / "adapter_model.safetensors"
+    )
+    with pytest.raises(KeyError, match="lm_head"):
+        peft.PeftModel.from_pretrained(make("llama-tied"), str(tmp_path))
+
+
 def test_an_untied_head_trains_beside(make, ids, stir, tmp_path):
     model = make("llama")
     adapter = attach(model, also_train=["lm_head.weight"])
