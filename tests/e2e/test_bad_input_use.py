@@ -110,6 +110,17 @@ def test_an_export_onto_a_full_disk_leaves_nothing(
     assert torn(desk) == []
 
 
+def test_an_export_names_its_number_format(desk: Path, call: Call, trained: str) -> None:
+    for out, options, words, dtype in (
+        ("a", (), "the adapter written in float32 has", "float32"),
+        ("b", ("--merge",), "the model written in float32 has", "float32"),  # the tiny base's own
+        ("c", ("--merge", "--dtype", "bfloat16"), "the model written in bfloat16 has", "bfloat16"),
+    ):
+        said = call("export", RUN, out, *options, "--json").json
+        assert words in said["gates"][1]["sentence"]
+        assert said["dtype"] == dtype
+
+
 def test_export_and_report_of_what_is_no_run(desk: Path, call: Call) -> None:
     for arguments in (("export", "tiny", "out"), ("report", "tiny")):
         said = call(*arguments, "--json").refuses(2, "holds no run", "at tiny", "tunesmith runs list")

@@ -32,6 +32,7 @@ from tunesmith.planning.defaults import derive_context
 from tunesmith.recipe.root import Recipe
 from tunesmith.registry.runs import RunFolder
 from tunesmith.types import Adapter
+from tunesmith.workshop.exportable import check_export
 from tunesmith.workshop.gates import GateResult, gate_a, gate_b, require
 from tunesmith.workshop.machinery import attach_saved
 from tunesmith.workshop.model_files import stored_dtype, write_model
@@ -45,11 +46,12 @@ Document = tuple[np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class ExportResult:
-    """Where it lies, what the gates measured, and sentences to say aloud."""
+    """Where it lies, what the gates measured, sentences to say aloud, and the number format of what was written."""
 
     folder: Path
     gates: list[GateResult]
     notes: list[str]
+    dtype: str
 
 
 def export(run_folder: Path, out: Path, *, merge: bool = False, dtype: str | None = None) -> ExportResult:
@@ -59,26 +61,23 @@ def export(run_folder: Path, out: Path, *, merge: bool = False, dtype: str | Non
         run_folder: a finished run.
         out: must not exist.
         merge: a whole model instead of an adapter; runs without an adapter always give a whole model.
-        dtype: ``bfloat16``, ``float16`` or ``float32``; None is the base's own.
+        dtype: ``bfloat16``, ``float16`` or ``float32`` of a whole model's weights; None is the base's own.
 
     Raises:
-        RunError: no run, an unfinished one, or ``out`` exists.
+        RunError: no run, an unfinished one, ``out`` exists, or a ``dtype`` for an adapter.
         GateRefused: a parity gate refused; nothing is written.
     """
-    run = RunFolder.open(Path(run_folder))
-    out = Path(out)
-    if out.exists() and any(out.iterdir()):
-        raise RunError(
-            "the folder to export to is not empty", where=str(out), hint="name a folder that does not exist yet"
-        )
-    job = _Export(run)
-    target_dtype = _DTYPES[dtype] if dtype else stored_dtype(job.base.path)
-    swept = [f"removed {name}, which an export that was cut off left" for name in _sweep(out)]
-    with new_folder(out) as folder:
-        whole = merge or not job.has_adapter
-        gates, notes = job.whole_model(folder, target_dtype) if whole else job.adapter(folder)
+    asked = check_export(run_folder, out, merge=merge, dtype=dtype)
+    job = _Export(asked.run)
+    swept = [f"removed {name}, which an export that was cut off left" for name in _sweep(asked.out)]
+    with new_folder(asked.out) as folder:
+        if asked.whole:
+            written = _DTYPES[dtype] if dtype else stored_dtype(job.base.path)
+            gates, notes = job.whole_model(folder, written)
+        else:
+            written, gates, notes = job.adapter(folder)
         require(gates)
-    return ExportResult(out, gates, swept + notes)
+    return ExportResult(asked.out, gates, swept + notes, _name(written))
 
 
 def _sweep(out: Path) -> list[str]:
@@ -90,12 +89,6 @@ class _Export:
 
     def __init__(self, run: RunFolder) -> None:
         self.run = run
-        if run.status()["status"] != "done":
-            raise RunError(
-                f"this run is {run.status()['status']}, not done",
-                where=str(run.path),
-                hint="start the same `tunesmith train` again to finish it",
-            )
         environment = run.environment()
         self.recipe: Recipe = run.recipe().placed(Path(environment.get("recipe_folder", ".")))
         self.base: ModelFolder = base_of(self.recipe)
@@ -104,10 +97,9 @@ class _Export:
                 "the base model changed since this run", where=str(self.base.path), hint="put it back as it was"
             )
         self.identity = environment["run_identity"]
-        self.has_adapter = run.adapter_path.is_dir()
 
-    def adapter(self, folder: Path) -> tuple[list[GateResult], list[str]]:
-        """Write the adapter, attach what was written to a fresh base, compare with the trained one."""
+    def adapter(self, folder: Path) -> tuple[torch.dtype, list[GateResult], list[str]]:
+        """Write the adapter in the precision it has, attach what was written to a fresh base, compare with the trained one."""
         model, adapter = self._trained()
         if not isinstance(adapter, LoraAdapter):
             raise AssertionError("runs without an adapter export whole models")
@@ -119,7 +111,8 @@ class _Export:
         again = load_model(self.base.path)
         attach_saved(again, folder)
         written_NV = _logits(again, documents)
-        return [gate_a(written_NV, trained_NV), _on_file(written_NV, trained_NV)], notes
+        dtype = next(iter(adapter.state().values())).dtype
+        return dtype, [gate_a(written_NV, trained_NV), _on_file(written_NV, trained_NV, "adapter", dtype)], notes
 
     def whole_model(self, folder: Path, dtype: torch.dtype) -> tuple[list[GateResult], list[str]]:
         """Merge in fp32, write in ``dtype``, load what was written, compare with the trained one."""
@@ -135,7 +128,7 @@ class _Export:
         if self.run.card_path.exists():
             copy_file(self.run.card_path, folder / "README.md")
         written_NV = _logits(load_model(folder), documents)
-        return [gate_a(merged_NV, trained_NV), _on_file(written_NV, trained_NV)], notes
+        return [gate_a(merged_NV, trained_NV), _on_file(written_NV, trained_NV, "model", dtype)], notes
 
     def _trained(self) -> tuple[CausalLM, Adapter]:
         """The model as the trainer left it, in fp32, from the checkpoint that became the result."""
@@ -182,8 +175,12 @@ class _Export:
         return [] if store is None else [store.row(index) for index in range(min(_TEXTS, store.num_rows))]
 
 
-def _on_file(written_NV: Tensor, trained_NV: Tensor) -> GateResult:
-    return gate_b(trained_NV.log_softmax(-1), written_NV.log_softmax(-1))
+def _on_file(written_NV: Tensor, trained_NV: Tensor, what: str, dtype: torch.dtype) -> GateResult:
+    return gate_b(trained_NV.log_softmax(-1), written_NV.log_softmax(-1), f"{what} written in {_name(dtype)}")
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 @torch.inference_mode()

@@ -71,12 +71,13 @@ def gate_a(logits_merged_NV: Tensor, logits_trained_NV: Tensor) -> GateResult:
     return GateResult("A", passed, numbers, {"relative_difference": MAX_RELATIVE_LOGIT}, sentence)
 
 
-def gate_b(logprobs_reference_NV: Tensor, logprobs_candidate_NV: Tensor) -> GateResult:
+def gate_b(logprobs_reference_NV: Tensor, logprobs_candidate_NV: Tensor, what: str = "written model") -> GateResult:
     """Mean KL(reference ‖ candidate) at most 1e-3 nats and top-1 agreement at least 0.98.
 
     Args:
         logprobs_reference_NV: normalised log-probabilities in nats of the trained model.
         logprobs_candidate_NV: those of the written file, at the same positions.
+        what: the sentence's name of what was written.
 
     Raises:
         ValueError: shapes differ or there are no positions.
@@ -95,7 +96,7 @@ def gate_b(logprobs_reference_NV: Tensor, logprobs_candidate_NV: Tensor) -> Gate
     mean_kl, agreement = kl_sum / num_positions, same / num_positions
     passed = mean_kl <= MAX_MEAN_KL_NATS and agreement >= MIN_TOP1_AGREEMENT
     sentence = (
-        f"Gate B {_verdict(passed)}: over {num_positions} positions the written model has a mean KL of {mean_kl:.2g} nats "
+        f"Gate B {_verdict(passed)}: over {num_positions} positions the {what} has a mean KL of {mean_kl:.2g} nats "
         f"(at most {MAX_MEAN_KL_NATS:g}) and the same first choice at {agreement:.2%} (at least {MIN_TOP1_AGREEMENT:.0%})."
     )
     numbers = {"mean_kl_nats": mean_kl, "top1_agreement": agreement, "positions": float(num_positions)}

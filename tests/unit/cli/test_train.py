@@ -13,6 +13,7 @@ import pytest
 from tunesmith.cli import doors
 from tunesmith.errors import GuardStopped, Interrupted, RunError
 from tunesmith.progress import Progress
+from tunesmith.recipe import codec
 
 Call = Callable[..., Any]
 
@@ -178,23 +179,68 @@ def test_report(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     assert call("report", "runs/a", "--json").json == {"run": "runs/a", "report": "runs/a/report.html"}
 
 
-def test_export_shows_both_gates(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def exported(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """A finished LoRA run in ``run``; and the exports that were asked for, which say two gates."""
+    (Path("run") / "adapter").mkdir(parents=True)
+    values = codec.load(recipe).model_dump(mode="json")
+    Path("run/recipe.json").write_text(json.dumps(values), encoding="utf-8")
+    Path("run/status.json").write_text('{"status": "done", "step": 4, "steps": 4}', encoding="utf-8")
+    asked: list[tuple[Any, ...]] = []
+
     def export(run: Path, out: Path, *, merge: bool, dtype: str | None) -> SimpleNamespace:
-        assert (run, out, merge, dtype) == (Path("run"), Path("out"), True, "float32")
+        asked.append((run, out, merge, dtype))
         gates = [
             SimpleNamespace(sentence=f"gate {name} passed", to_json=lambda name=name: {"gate": name}) for name in "AB"
         ]
-        return SimpleNamespace(folder=out, gates=gates, notes=["a note"])
+        return SimpleNamespace(folder=out, gates=gates, notes=["a note"], dtype=dtype or "bfloat16")
 
     monkeypatch.setattr(doors, "export", export, raising=False)
+    return asked
+
+
+def test_export_shows_both_gates(call: Call, exported: list[tuple[Any, ...]]) -> None:
     said = call("export", "run", "out", "--merge", "--dtype", "float32")
     assert said.out.splitlines() == ["gate A passed", "gate B passed", "note: a note", "written: out"]
-    found = call("export", "run", "out", "--merge", "--dtype", "float32", "--json").json
-    assert found == {"folder": "out", "merged": True, "gates": [{"gate": "A"}, {"gate": "B"}], "notes": ["a note"]}
+    assert exported == [(Path("run"), Path("out"), True, "float32")]
+    found = call("export", "run", "out", "--merge", "--json").json
+    gates = [{"gate": "A"}, {"gate": "B"}]
+    assert found == {"folder": "out", "merged": True, "dtype": "bfloat16", "gates": gates, "notes": ["a note"]}
 
 
 def test_export_knows_its_dtypes(call: Call) -> None:
     assert call("export", "run", "out", "--dtype", "int3").code == 2
+
+
+def test_a_number_format_for_an_adapter_is_refused_and_obeyed_for_a_whole_model(
+    call: Call, exported: list[tuple[Any, ...]]
+) -> None:
+    said = call("export", "run", "out", "--dtype", "bfloat16")
+    assert said.code == 2
+    for words in ("keeps the precision it was trained in", "at --dtype", "add --merge, or leave --dtype out"):
+        assert words in said.err
+    assert exported == []
+    assert call("export", "run", "out").code == 0
+    Path("run/adapter").rmdir()
+    assert call("export", "run", "out", "--dtype", "bfloat16").code == 0
+    assert [dtype for _, _, _, dtype in exported] == [None, "bfloat16"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda: Path("run/recipe.json").unlink(), "this folder holds no run"),
+        (lambda: Path("run/status.json").write_text('{"status": "stopped"}'), "this run is stopped, not done"),
+        (lambda: Path("out").write_text(""), "there is a file of that name"),
+        (lambda: Path("out/mine").mkdir(parents=True), "the folder to export to is not empty"),
+    ],
+)
+def test_an_export_that_cannot_be_is_refused_before_anything_is_loaded(
+    call: Call, exported: list[tuple[Any, ...]], change: Callable[[], Any], words: str
+) -> None:
+    change()
+    said = call("export", "run", "out")
+    assert (said.code, words in said.err, exported) == (2, True, [])
 
 
 def test_demo(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:

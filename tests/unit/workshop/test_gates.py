@@ -75,6 +75,12 @@ def test_gate_b_refuses_by_kl_alone():
     assert not result.passed
 
 
+def test_gate_b_names_what_was_written():
+    same = logprobs([[0.8, 0.2]])
+    assert "the written model has a mean KL" in gate_b(same, same).sentence
+    assert "the adapter written in float32 has a mean KL" in gate_b(same, same, "adapter written in float32").sentence
+
+
 def test_impossible_tokens_count_nothing_where_the_reference_has_none():
     reference, candidate = logprobs([[1.0, 0.0]]), logprobs([[1.0, 0.0]])
     assert gate_b(reference, candidate).numbers["mean_kl_nats"] == 0.0
