@@ -3,15 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
+from tunesmith import embedded
 from tunesmith.cli.terminal import Terminal
 from tunesmith.recipe import codec
 from tunesmith.recipe.root import Recipe
+from tunesmith.registry.runs import find_run
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def _run(context: click.Context, parameter: click.Parameter, value: Path) -> Path:
+    return find_run(value)
+
+
+def _model(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    return value if value is None or embedded.model_folder(value) else str(find_run(Path(value)))
+
+
+def run_argument(name: str, metavar: str = "RUN") -> Callable[[Function], Function]:
+    """A run folder as ``name``: a path, or what ``tunesmith runs list`` calls it."""
+    return click.argument(name, metavar=metavar, type=click.Path(path_type=Path), callback=_run)
+
+
+def model_argument(function: Function) -> Function:
+    """``MODEL``, as ``model``; the name of a run means its folder."""
+    return click.argument("model", metavar="MODEL", callback=_model)(function)
+
+
+def against_option(help: str) -> Callable[[Function], Function]:
+    """``--against MODEL``, as ``against``."""
+    return click.option("--against", metavar="MODEL", default=None, callback=_model, help=help)
 
 
 def recipe_argument(function: Function) -> Function:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import click
 
 from tunesmith.cli import doors
-from tunesmith.cli.arguments import sampling_options
+from tunesmith.cli.arguments import against_option, model_argument, sampling_options
 from tunesmith.cli.command import Verb
 from tunesmith.cli.terminal import Terminal, width
 from tunesmith.errors import UserError
@@ -32,7 +32,7 @@ class Answerer(Protocol):
 
 
 @click.command(cls=Verb)
-@click.argument("model", metavar="MODEL")
+@model_argument
 @click.option("--prompt", default=None, help="What to ask; else it is read from standard input.")
 @sampling_options
 @click.pass_obj
@@ -75,8 +75,8 @@ def _opening(system: str | None) -> list[Message]:
 
 
 @click.command(cls=Verb, reports=False)
-@click.argument("model", metavar="MODEL")
-@click.option("--against", metavar="MODEL", default=None, help="A second model that answers beside the first.")
+@model_argument
+@against_option("A second model that answers beside the first.")
 @sampling_options
 @click.pass_obj
 def chat(terminal: Terminal, /, model: str, against: str | None, system: str | None, **how: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from tunesmith.cli import doors
-from tunesmith.cli.arguments import read_recipe
+from tunesmith.cli.arguments import against_option, model_argument, read_recipe
 from tunesmith.cli.command import Verb
 from tunesmith.cli.progress import open_progress
 from tunesmith.cli.scores import comparison_lines, scorecard_lines
@@ -17,9 +17,9 @@ from tunesmith.models.locate import open_model
 
 
 @click.command("eval", cls=Verb)
-@click.argument("model", metavar="MODEL")
+@model_argument
 @click.argument("suite", metavar="SUITE")
-@click.option("--against", metavar="MODEL", default=None, help="Score this one too, and compare them row by row.")
+@against_option("Score this one too, and compare them row by row.")
 @click.pass_obj
 def evaluate(terminal: Terminal, model: str, suite: str, against: str | None) -> None:
     """Score MODEL on SUITE: a recipe file, whose evaluation and data sections are used.

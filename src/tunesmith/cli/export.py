@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from tunesmith.cli import doors
+from tunesmith.cli.arguments import run_argument
 from tunesmith.cli.command import Verb
 from tunesmith.cli.terminal import Terminal
 from tunesmith.workshop.exportable import check_export
@@ -15,7 +16,7 @@ DTYPES = ("bfloat16", "float16", "float32")
 
 
 @click.command(cls=Verb)
-@click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
+@run_argument("run")
 @click.argument("out", metavar="OUT", type=click.Path(path_type=Path))
 @click.option("--merge", is_flag=True, help="Fold the adapter into the base: a whole model in Hugging Face layout.")
 @click.option(

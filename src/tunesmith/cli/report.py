@@ -7,12 +7,13 @@ from pathlib import Path
 import click
 
 from tunesmith.cli import doors
+from tunesmith.cli.arguments import run_argument
 from tunesmith.cli.command import Verb
 from tunesmith.cli.terminal import Terminal
 
 
 @click.command(cls=Verb)
-@click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
+@run_argument("run")
 @click.pass_obj
 def report(terminal: Terminal, run: Path) -> None:
     """Write the report of the run folder RUN again, as one self-contained HTML page."""

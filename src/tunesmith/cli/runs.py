@@ -9,16 +9,16 @@ from typing import Any
 
 import click
 
+from tunesmith.cli.arguments import run_argument
 from tunesmith.cli.command import Verb, VerbGroup
 from tunesmith.cli.scores import comparison_lines, measure_name, scorecard_lines
 from tunesmith.cli.terminal import Terminal, table
 from tunesmith.registry.compare import compare_runs, curves
 from tunesmith.registry.lineage import lineage_line, read_lineage
-from tunesmith.registry.runs import RunFolder, RunSummary, list_runs, summarise
+from tunesmith.registry.runs import RUNS, RunFolder, RunSummary, list_runs, summarise
 from tunesmith.reports.measures import read_score, show_interval, show_value
-from tunesmith.reports.wording import as_mapping, count, duration, number, plain
+from tunesmith.reports.wording import as_mapping, count, duration, number
 
-ROOT = Path("runs")
 _SPARKS = "▁▂▃▄▅▆▇█"
 _SPARK_POINTS = 32
 
@@ -30,7 +30,7 @@ def runs() -> None:
 
 @runs.command("list", cls=Verb)
 @click.option(
-    "--root", type=click.Path(path_type=Path), default=ROOT, show_default=True, help="Folder of the run folders."
+    "--root", type=click.Path(path_type=Path), default=RUNS, show_default=True, help="Folder of the run folders."
 )
 @click.pass_obj
 def list_(terminal: Terminal, root: Path) -> None:
@@ -61,11 +61,11 @@ def _score(score: Mapping[str, Any] | None) -> str:
     if not score:
         return ""
     metric = str(score["metric"])
-    return f"{plain(str(score['task']))} {plain(metric)} {show_value(metric, read_score(score))}"
+    return f"{measure_name(str(score['task']), metric)} {show_value(metric, read_score(score))}"
 
 
 @runs.command(cls=Verb)
-@click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
+@run_argument("run")
 @click.pass_obj
 def show(terminal: Terminal, run: Path) -> None:
     """Show one run: status, scores against the base, curve."""
@@ -123,8 +123,8 @@ def sparkline(values: Sequence[float], num_points: int = _SPARK_POINTS) -> str:
 
 
 @runs.command(cls=Verb)
-@click.argument("a", metavar="RUN", type=click.Path(path_type=Path))
-@click.argument("b", metavar="OTHER", type=click.Path(path_type=Path))
+@run_argument("a")
+@run_argument("b", "OTHER")
 @click.pass_obj
 def compare(terminal: Terminal, a: Path, b: Path) -> None:
     """Set two runs side by side: what their recipes change, scores, curves.

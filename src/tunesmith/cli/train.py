@@ -14,13 +14,12 @@ from tunesmith.cli.progress import open_progress
 from tunesmith.cli.terminal import Terminal
 from tunesmith.errors import GuardStopped, Interrupted, RunError
 from tunesmith.files import read_json
+from tunesmith.registry.runs import RUNS
 from tunesmith.reports.terminal import headline
 from tunesmith.reports.wording import count, number
 
 if TYPE_CHECKING:
     from tunesmith.workshop.train import Run
-
-RUNS = Path("runs")
 
 
 @click.command(cls=Verb)

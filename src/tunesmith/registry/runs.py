@@ -12,8 +12,10 @@ from tunesmith.errors import RunError
 from tunesmith.registry.lineage import parent_of, read_lineage
 from tunesmith.registry.run_folder import RunFolder
 
-__all__ = ["UNREADABLE", "RunFolder", "RunSummary", "headline", "list_runs", "summarise"]
+__all__ = ["RUNS", "UNREADABLE", "RunFolder", "RunSummary", "find_run", "headline", "list_runs", "summarise"]
 
+RUNS = Path("runs")
+"""Where runs lie that are given no folder of their own."""
 UNREADABLE = "unreadable"
 _HEADLINE_ORDER = (
     ("exact_match", "accuracy"),
@@ -59,6 +61,12 @@ class RunSummary:
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         return {**asdict(self), "path": str(self.path)}
+
+
+def find_run(path: Path) -> Path:
+    """The folder that a person means: ``path``, or where there is none, the run of that name in ``runs/``."""
+    named = RUNS / path
+    return named if not path.exists() and named.parent == RUNS and RunFolder(named).exists else path
 
 
 def list_runs(root: Path) -> list[RunSummary]:

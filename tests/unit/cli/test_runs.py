@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from tunesmith.cli import ask, doors
 from tunesmith.cli.runs import sparkline
+from tunesmith.errors import ModelError
 from tunesmith.recipe import codec
 
 Call = Callable[..., Any]
@@ -44,8 +47,64 @@ def test_list(call: Call, two_runs: tuple[Path, Path]) -> None:
     said = call("runs", "list")
     assert said.code == 0, said.err
     assert "first" in said.out
-    assert "exact match accuracy 75.0 %" in said.out
+    assert "exact match, accuracy 75.0 %" in said.out
     assert {run["name"] for run in call("runs", "list", "--json").json["runs"]} == {"first", "second"}
+
+
+def test_a_measure_of_its_tasks_own_name_is_said_once(call: Call, two_runs: tuple[Path, Path]) -> None:
+    card = {"model": "tuned", "tasks": {"loss": {"loss": {"value": 5.26, "low": 5.0, "high": 5.5, "n": 9}}}}
+    (two_runs[0] / "scorecards" / "tuned.json").write_text(json.dumps(card), encoding="utf-8")
+    said = call("runs", "list").out
+    assert "loss 5.26" in said
+    assert "loss loss" not in said
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("runs", "show", "first"),
+        ("runs", "compare", "second", "first"),
+        ("report", "first"),
+        ("export", "first", "out"),
+    ],
+)
+def test_runs_go_by_the_names_that_the_list_prints(
+    call: Call, two_runs: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    seen = []
+
+    def export(run: Path, out: Path, **_: object) -> SimpleNamespace:
+        seen.append(run)
+        return SimpleNamespace(folder=out, gates=[], notes=[], dtype="float32")
+
+    monkeypatch.setattr(doors, "export", export, raising=False)
+    monkeypatch.setattr(doors, "report", lambda run: seen.append(run) or run / "report.html", raising=False)
+    said = call(*arguments)
+    assert said.code == 0, said.err
+    assert seen == ([] if arguments[0] == "runs" else [Path("runs/first")])
+    assert str(Path("runs/first")) in said.out or arguments[1] == "compare" or arguments[0] == "export"
+
+
+def test_a_model_may_be_the_name_of_a_run_but_a_path_comes_first(
+    call: Call, two_runs: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def note(name: str) -> None:
+        asked.append(name)
+        raise ModelError("noted", where=name, hint="none")
+
+    monkeypatch.setattr(ask, "open_model", note)
+    names = ("first", "tunesmith-base-8m", "nowhere")
+    for name in names:
+        call("generate", name, "--prompt", "hello")
+    assert asked == ["runs/first", "tunesmith-base-8m", "nowhere"]
+    for name in names:
+        Path(name).mkdir()
+        Path("runs", name).mkdir(exist_ok=True)
+        call("generate", name, "--prompt", "hello")
+    assert asked[3:] == list(names)
+    assert "first" in call("runs", "show", "first").err
 
 
 def test_list_where_there_are_none(call: Call) -> None:
