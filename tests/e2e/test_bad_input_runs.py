@@ -23,7 +23,7 @@ from tests.faults import FaultyDisk
 from tests.tiny import desk_model
 from tunesmith.disk import use_disk
 from tunesmith.evaluation.scorecard import Scorecard
-from tunesmith.registry import run_folder
+from tunesmith.registry import line_files, run_folder
 from tunesmith.workshop import scoring, train
 from tunesmith.workshop.machinery import attach
 
@@ -183,13 +183,16 @@ def _raises(error: BaseException) -> Callable[..., None]:
     return fail
 
 
-@pytest.mark.parametrize(("name", "number"), [("write_json", errno.EROFS), ("append_line", errno.ENOSPC)])
+@pytest.mark.parametrize(
+    ("place", "name", "number"),
+    [(run_folder, "write_json", errno.EROFS), (line_files, "append_line", errno.ENOSPC)],
+)
 def test_a_full_or_read_only_disk_at_the_runs_creation(
-    desk: Path, call: Call, write: Write, monkeypatch: pytest.MonkeyPatch, name: str, number: int
+    desk: Path, call: Call, write: Write, monkeypatch: pytest.MonkeyPatch, place: Any, name: str, number: int
 ) -> None:
     recipe = write()
     with monkeypatch.context() as patch:
-        patch.setattr(run_folder, name, _raises(OSError(number, os.strerror(number))))
+        patch.setattr(place, name, _raises(OSError(number, os.strerror(number))))
         said = call("train", recipe, "--json")
     said.refuses(2, "the run folder cannot be written", os.strerror(number), "at runs/desk", "--run")
     assert set(said.json) == {"error"}

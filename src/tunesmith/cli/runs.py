@@ -46,6 +46,8 @@ def list_(terminal: Terminal, root: Path) -> None:
     for run in found:
         if run.why:
             terminal.show(f"{run.name}: {run.why}")
+        elif run.status == "lost":
+            terminal.show(f"{run.name}: {run.message}; {run.go_on}")
     if terminal.as_json:
         terminal.emit({"runs": [run.to_json() for run in found]})
 
@@ -90,12 +92,15 @@ def show(terminal: Terminal, run: Path) -> None:
 
 def _facts(run: RunSummary) -> list[tuple[str, str]]:
     steps = f"{count(run.step)} of {count(run.steps)} steps" if run.steps else f"{count(run.step)} steps"
-    return [
+    why = run.why or run.message
+    facts = [
         ("run", str(run.path)),
-        ("status", f"{run.status}, {steps}, {duration(run.age_seconds)} ago" + (f": {run.why}" if run.why else "")),
+        ("status", f"{run.status}, {steps}, {duration(run.age_seconds)} ago" + (f": {why}" if why else "")),
+        ("to go on", run.go_on),
         ("model", run.model),
         ("scope", " ".join(filter(None, (run.objective, run.adapter)))),
     ]
+    return [(name, value) for name, value in facts if value or name != "to go on"]
 
 
 def _descent(lineage: Mapping[str, Any] | None) -> list[tuple[str, str]]:

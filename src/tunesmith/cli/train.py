@@ -14,6 +14,7 @@ from tunesmith.cli.progress import open_progress
 from tunesmith.cli.terminal import Terminal
 from tunesmith.errors import GuardStopped, Interrupted, RunError
 from tunesmith.files import read_json
+from tunesmith.registry.lease import refuse_if_held
 from tunesmith.registry.runs import RUNS
 from tunesmith.reports.terminal import headline
 from tunesmith.reports.wording import count, number
@@ -40,6 +41,7 @@ def train(
     """
     read = read_recipe(terminal, recipe, overrides)
     run_folder = folder or RUNS / read.name
+    refuse_if_held(run_folder)
     plan = doors.plan_recipe(read)
     progress = open_progress()
     try:

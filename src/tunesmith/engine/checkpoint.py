@@ -75,13 +75,23 @@ class CheckpointFolder:
         identity: fingerprint of the run; a checkpoint of another run is set aside.
         keep: good checkpoints kept, at least two.
         say: where set-asides are told.
+        check: called before a checkpoint is written and before it gets its name; raises where this process may not write.
     """
 
-    def __init__(self, path: Path, identity: str, *, keep: int = 2, say: Say = lambda kind, text: None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        identity: str,
+        *,
+        keep: int = 2,
+        say: Say = lambda kind, text: None,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
         self.path = path
         self.identity = identity
         self.keep = max(2, keep)
         self.say = say
+        self.check = check
 
     def steps(self) -> list[int]:
         """Steps that have a checkpoint folder, oldest first."""
@@ -95,6 +105,7 @@ class CheckpointFolder:
         Raises:
             OSError: the disk did not take it; nothing half-written stays, and no other checkpoint is touched.
         """
+        self.check()
         target = self._folder(checkpoint.step)
         with new_folder(target, replace=True) as folder:
             files = {
@@ -108,6 +119,7 @@ class CheckpointFolder:
             }  # fmt: skip
             _write_json(folder / MANIFEST, manifest)
             sync_appends()
+            self.check()
         self.retire(protect | {checkpoint.step})
         return target
 

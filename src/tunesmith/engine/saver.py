@@ -66,6 +66,7 @@ class Saver:
             GuardStopped: it failed too often in a row.
         """
         self.wait()
+        self.folder.check()
         started = time.perf_counter()
         self._step, self._error = checkpoint.step, None
         short = self._lack_of_room(checkpoint.num_bytes)

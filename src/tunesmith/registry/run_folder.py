@@ -7,10 +7,9 @@ runs/NAME/  recipe.json  plan.json  inputs.json  lineage.json  environment.json 
 
 from __future__ import annotations
 
-import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -18,28 +17,29 @@ from typing import Any
 from tunesmith.disk import disk
 from tunesmith.errors import RecipeError, RunError
 from tunesmith.files import (
-    append_line,
-    disk_trouble,
     is_leftover,
     make_folders,
-    mend_tail,
     read_json,
     read_lines,
     remove_folder,
     sweep,
     sync_appends,
     write_json,
-    write_text,
 )
 from tunesmith.foreign import refuse_links_out
 from tunesmith.recipe.codec import parse
 from tunesmith.recipe.root import Recipe
 from tunesmith.registry import lease
 from tunesmith.registry.identity import other_recipe
+from tunesmith.registry.line_files import LineFiles
+from tunesmith.registry.standing import standing
 
 STATUSES = ("running", "done", "interrupted", "stopped")
 _DAMAGED = "the run folder is damaged: put the file back from a copy, or start a new run with --run"
 LINEAGE = "lineage.json"
+LOG_NAME = "log.txt"
+_NOT_OTHERS = (lease.NAME, LINEAGE, LOG_NAME)
+"""What a start may leave in a folder before it is a run."""
 _IDENTITY_KEYS = ("run_identity", "data_key", "base_sha256", "template")
 
 
@@ -73,10 +73,10 @@ class RunFolder:
         self.comparison_path = self.scorecards_path / "comparison.json"
         self.report_path = path / "report.html"
         self.card_path = path / "card.md"
-        self._mended: set[Path] = set()
-        self._waiting: dict[Path, list[dict[str, Any]]] = {}
-        self._is_patient = False
+        self.log_path = path / LOG_NAME
         self._lock = threading.RLock()
+        self._lines = LineFiles(self.check_held, self._lock)
+        self._lease: lease.Lease | None = None
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:
@@ -130,13 +130,36 @@ class RunFolder:
         if not self.path.exists() or self.exists:
             return
         if not self.path.is_dir() or any(
-            item.name not in (lease.NAME, LINEAGE) and not is_leftover(item.name) for item in self.path.iterdir()
+            item.name not in _NOT_OTHERS and not is_leftover(item.name) for item in self.path.iterdir()
         ):
             raise RunError(
                 "a run needs a folder of its own, and this one holds other files",
                 where=str(self.path),
                 hint="name another folder with --run",
             )
+
+    @contextmanager
+    def held(self) -> Iterator[lease.Lease]:
+        """Hold the lease of the folder, which is made where it is missing: within the context only this process works on it.
+
+        Raises:
+            RunError: another process works on it, or the folder cannot be written.
+        """
+        with lease.lease(self.path) as held:
+            self._lease = held
+            try:
+                yield held
+            finally:
+                self._lease = None
+
+    def check_held(self) -> None:
+        """Make sure, where this process holds the lease, that it still does; every write of the run asks.
+
+        Raises:
+            LeaseLost: the folder was removed, or another process took it over.
+        """
+        if self._lease is not None:
+            self._lease.check()
 
     @contextmanager
     def creating(self, recipe: Mapping[str, Any], lineage: Mapping[str, Any] | None = None) -> Iterator[None]:
@@ -239,19 +262,20 @@ class RunFolder:
     def status(self) -> dict[str, Any]:
         """How far the run is: ``status``, ``step``, ``steps``, ``tokens``, ``loss``, ``seconds``, ``message``.
 
-        A run that was created and never said anything is ``interrupted`` at step 0; one that says it is running while no
-        living process holds its lease is ``lost``.
+        A run whose process is gone is ``lost``, see ``registry/standing.py``.
 
         Raises:
             RunError: status.json is torn.
         """
+        return standing(self.path, self._said())
+
+    def _said(self) -> dict[str, Any] | None:
+        """What status.json holds."""
         if not self.status_path.exists():
-            return {"status": "interrupted", "step": 0, "message": "stopped before the first step"}
+            return None
         values = read_json(self.status_path)
         if not isinstance(values, dict) or values.get("status") not in STATUSES:
             raise RunError("the status of the run is torn", where=str(self.status_path), hint=_DAMAGED)
-        if values["status"] == "running" and lease.owner(self.path) is None:
-            return {**values, "status": "lost", "message": "the process that worked on it is gone"}
         return values
 
     def set_status(self, status: str, **values: Any) -> None:
@@ -263,24 +287,26 @@ class RunFolder:
         """
         if status not in STATUSES:
             raise ValueError(f"{status!r} is not one of {STATUSES}")
-        try:
-            before = self.status() if self.status_path.exists() else {}
-        except RunError:
-            before = {}
-        sync_appends()
-        write_json(self.status_path, {**before, "message": "", **values, "status": status})
+        with self._lock:
+            self.check_held()
+            try:
+                before = self._said() or {}
+            except RunError:
+                before = {}
+            sync_appends()
+            write_json(self.status_path, {**before, "message": "", **values, "status": status})
 
     def append_metric(self, line: Mapping[str, Any]) -> None:
         """Add a line with its ``step`` to metrics.jsonl."""
-        self._append(self.metrics_path, line)
+        self._lines.append(self.metrics_path, line)
 
     def append_event(self, kind: str, step: int, message: str) -> None:
         """Add a line to events.jsonl, stamped with seconds since 1970."""
-        self._append(self.events_path, {"time": time.time(), "step": step, "kind": kind, "message": message})
+        self._lines.append(self.events_path, {"time": time.time(), "step": step, "kind": kind, "message": message})
 
     def append_sample(self, line: Mapping[str, Any]) -> None:
         """Add a line with its ``step`` to samples.jsonl."""
-        self._append(self.samples_path, line)
+        self._lines.append(self.samples_path, line)
 
     def metrics(self) -> list[dict[str, Any]]:
         """Lines of metrics.jsonl; a torn last line is left out."""
@@ -309,9 +335,7 @@ class RunFolder:
             is_evaluation = "validation_loss" in line or "answer" in line
             return int(line["step"]) < step + (evaluated or not is_evaluation)
 
-        with self._lock:
-            self._waiting.clear()
-            return sum(_keep(path, stays) for path in (self.metrics_path, self.samples_path))
+        return self._lines.keep((self.metrics_path, self.samples_path), stays)
 
     @contextmanager
     def patient(self) -> Iterator[None]:
@@ -320,13 +344,8 @@ class RunFolder:
         Raises:
             OSError: it still takes none at the end.
         """
-        self._is_patient = True
-        try:
+        with self._lines.patient():
             yield
-        finally:
-            self._is_patient = False
-        for path in list(self._waiting):
-            self._drain(path)
 
     def clean(self) -> list[str]:
         """Remove what a crash left half-written; returns the names. Only for the holder of the lease."""
@@ -347,37 +366,11 @@ class RunFolder:
         """Base against tuned, or None before it was made. Raises RunError where it is torn."""
         return read_json(self.comparison_path) if self.comparison_path.exists() else None
 
-    def _append(self, path: Path, line: Mapping[str, Any]) -> None:
-        with self._lock:
-            self._waiting.setdefault(path, []).append(dict(line))
-            try:
-                self._drain(path)
-            except OSError as error:
-                if not self._is_patient or disk_trouble(error) is None:
-                    del self._waiting[path]
-                    raise
-
-    def _drain(self, path: Path) -> None:
-        """Write the lines that wait for ``path``, in order."""
-        waiting = self._waiting.get(path, [])
-        while waiting:
-            try:
-                # A line torn by a crash or a full disk would swallow the next one: it is closed or cut first.
-                if path not in self._mended:
-                    mend_tail(path)
-                    self._mended.add(path)
-                append_line(path, waiting[0])
-            except OSError:
-                self._mended.discard(path)
-                raise
-            waiting.pop(0)
-        self._waiting.pop(path, None)
-
 
 def _clear(folder: Path, made: Sequence[Path]) -> None:
     """Take back a folder that was being made: its files, then those of the folders made for it that are empty."""
     for item in folder.iterdir() if folder.is_dir() else ():
-        if item.name == lease.NAME:
+        if item.name in (lease.NAME, LOG_NAME):
             continue
         with suppress(OSError):
             if item.is_dir():
@@ -387,13 +380,3 @@ def _clear(folder: Path, made: Sequence[Path]) -> None:
     for empty in made:
         with suppress(OSError):
             disk().remove_folder(empty)
-
-
-def _keep(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> int:
-    """Rewrite a file of JSON lines with the wanted ones; returns how many were dropped."""
-    if not path.exists():
-        return 0
-    lines = read_lines(path)
-    kept = [line for line in lines if wanted(line)]
-    write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
-    return len(lines) - len(kept)

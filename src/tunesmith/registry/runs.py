@@ -11,8 +11,19 @@ from typing import Any
 from tunesmith.errors import RunError
 from tunesmith.registry.lineage import parent_of, read_lineage
 from tunesmith.registry.run_folder import RunFolder
+from tunesmith.registry.standing import AGAIN
 
-__all__ = ["RUNS", "UNREADABLE", "RunFolder", "RunSummary", "find_run", "headline", "list_runs", "summarise"]
+__all__ = [
+    "RUNS",
+    "UNREADABLE",
+    "RunFolder",
+    "RunSummary",
+    "find_run",
+    "headline",
+    "how_to_go_on",
+    "list_runs",
+    "summarise",
+]
 
 RUNS = Path("runs")
 """Where runs lie that are given no folder of their own."""
@@ -33,8 +44,10 @@ class RunSummary:
     Attributes:
         path: its folder.
         name: name of the folder.
-        status: ``running``, ``done``, ``interrupted``, ``stopped`` or ``unreadable``.
+        status: ``running``, ``done``, ``interrupted``, ``stopped``, ``lost`` or ``unreadable``.
         why: what is broken in an unreadable run; else empty.
+        message: why it ended before its time, as the run itself or its lost process tells; else empty.
+        go_on: how to go on with a run that is unfinished; else empty.
         model: name of the base model.
         objective: type of the objective.
         adapter: type of the adapter.
@@ -50,6 +63,8 @@ class RunSummary:
     status: str
     age_seconds: float
     why: str = ""
+    message: str = ""
+    go_on: str = ""
     model: str = ""
     objective: str = ""
     adapter: str = ""
@@ -89,7 +104,8 @@ def summarise(run: RunFolder, now: float | None = None) -> RunSummary:
         run: the run.
         now: seconds since 1970 that ages are counted to; the clock's where it is not given.
     """
-    marks = [path.stat().st_mtime for path in (run.recipe_path, run.status_path) if path.exists()]
+    spoken = (run.recipe_path, run.status_path, run.metrics_path, run.events_path)
+    marks = [path.stat().st_mtime for path in spoken if path.exists()]
     age = max(0.0, (time.time() if now is None else now) - max(marks, default=0.0))
     try:
         recipe, status = run.recipe(), run.status()
@@ -98,6 +114,8 @@ def summarise(run: RunFolder, now: float | None = None) -> RunSummary:
             name=run.name,
             status=str(status["status"]),
             age_seconds=age,
+            message=str(status.get("message") or ""),
+            go_on=how_to_go_on(run, str(status["status"])),
             model=recipe.model.name,
             objective=recipe.objective.type,
             adapter=recipe.adapter.type,
@@ -109,6 +127,17 @@ def summarise(run: RunFolder, now: float | None = None) -> RunSummary:
     except (RunError, OSError, KeyError, TypeError, ValueError, AttributeError) as error:
         why = f"{error.what} ({error.where})" if isinstance(error, RunError) else str(error)
         return RunSummary(path=run.path, name=run.name, status=UNREADABLE, age_seconds=age, why=why)
+
+
+def how_to_go_on(run: RunFolder, status: str) -> str:
+    """The words that resume a run of this status: its own command where it is known, nothing where there is nothing to do."""
+    if status in ("running", "done"):
+        return ""
+    try:
+        command = str(run.environment().get("command", ""))
+    except (RunError, OSError):
+        command = ""
+    return f"`{command}` goes on from there" if command.startswith("tunesmith ") else AGAIN
 
 
 def headline(run: RunFolder) -> dict[str, Any] | None:

@@ -12,6 +12,7 @@ _MOST_EVENTS = 200
 _MOST_MESSAGES = 3
 _TITLES = {
     "stopped": "Stopped before its end",
+    "lost": "Process lost",
     "diverging": "Loss rose and stayed high",
     "rolled_back": "Rolled back",
     "step_skipped": "Step not applied",

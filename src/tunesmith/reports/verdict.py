@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tunesmith.registry.standing import AGAIN
 from tunesmith.reports.facts import Facts
 from tunesmith.reports.figures import DotChart, Reading, dot_chart
 from tunesmith.reports.measures import (
@@ -93,6 +94,8 @@ def _banners(facts: Facts) -> tuple[str, ...]:
         step, steps = as_number(facts.status.get("step")), as_number(facts.status.get("steps"))
         place = f" at step {count(step)} of {count(steps)}" if step is not None and steps is not None else ""
         message = str(facts.status.get("message") or "").strip()
+        if status == "lost":
+            message = f"{message}; {AGAIN}"
         found.append(f"This run is {_STATUS[status]}{place}" + (f": {message}" if message else ""))
     if facts.optimistic:
         found.append(

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from tunesmith.errors import GuardStopped, Interrupted, RunError, TunesmithError
 from tunesmith.files import disk_trouble
+from tunesmith.registry.lease import LeaseLost
 from tunesmith.registry.runs import RunFolder
 from tunesmith.signals import sigterm_interrupts
 
@@ -28,6 +29,7 @@ def recorded(run: RunFolder, work: Working) -> Iterator[None]:
 
     Raises:
         Interrupted: by a signal outside the training loop; what was finished before is kept.
+        LeaseLost: the folder is not this process's any more; nothing is written.
         GuardStopped: the disk is full or read-only in training or after it.
         RunError: the same before the first step.
     """
@@ -42,6 +44,8 @@ def recorded(run: RunFolder, work: Working) -> Iterator[None]:
         )
         _record(run, "interrupted", work.step, stop.what)
         raise stop from error
+    except LeaseLost:  # what is in the folder is another's
+        raise
     except TunesmithError as error:
         error.where = error.where or str(run.path)
         _record(run, "interrupted" if isinstance(error, Interrupted) else "stopped", work.step, error.what)
@@ -61,5 +65,5 @@ def _record(run: RunFolder, status: str, step: int, what: str) -> None:
     try:
         run.set_status(status, message=what)
         run.append_event(status, step, what)
-    except OSError:
+    except (OSError, LeaseLost):
         return

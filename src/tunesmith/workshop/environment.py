@@ -38,7 +38,7 @@ def environment(folder: Path) -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
         "openmp_wait_policy": os.environ.get("OMP_WAIT_POLICY", "default"),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": _command(),
         "recipe_folder": str(folder.resolve()),
     }
 
@@ -50,6 +50,11 @@ def environment_differences(before: Mapping[str, Any], after: Mapping[str, Any])
         versions = found.get("versions")
         side["versions"] = {name: versions.get(name) for name in _COMPUTE} if isinstance(versions, Mapping) else {}
     return [line.replace("versions.", "", 1) for line in differences(one, other)]
+
+
+def _command() -> str:
+    name = Path(sys.argv[0]).name
+    return shlex.join(["tunesmith" if name == "__main__.py" else name, *sys.argv[1:]])
 
 
 class MemoryMeter:

@@ -32,6 +32,7 @@ from tunesmith.planning.plan import Plan
 from tunesmith.planning.settings import Settings
 from tunesmith.progress import Progress
 from tunesmith.recipe.root import Recipe
+from tunesmith.registry.lease import LeaseLost
 from tunesmith.registry.runs import RunFolder
 from tunesmith.types import Adapter
 from tunesmith.workshop.careful import careful
@@ -92,8 +93,9 @@ class Fit:
             ),
         ]  # fmt: skip
         checkpoints = CheckpointFolder(
-            self.run.checkpoints_path, self.identity, keep=self.settings.keep_checkpoints, say=self.say
-        )
+            self.run.checkpoints_path, self.identity,
+            keep=self.settings.keep_checkpoints, say=self.say, check=self.run.check_held,
+        )  # fmt: skip
         trainer = self._trainer(model, adapter, hooks, checkpoints)
         self._resume(trainer, checkpoints)
         self.progress.start(self.settings.total_steps, trainer.step)
@@ -102,7 +104,7 @@ class Fit:
                 outcome = trainer.run()
         finally:
             self.at_step(trainer.step)
-            with suppress(OSError):  # a full disk ended it, and that is what is told
+            with suppress(OSError, LeaseLost):  # whatever ended it is what is told
                 self.run.set_status("running", step=trainer.step, tokens=trainer.tokens, seconds=trainer.seconds)
             for sink in sinks:
                 sink.close()

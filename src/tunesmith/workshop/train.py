@@ -25,7 +25,7 @@ from tunesmith.planning.settings import Settings
 from tunesmith.progress import Progress, SilentProgress
 from tunesmith.recipe.objectives import ClmSection
 from tunesmith.recipe.root import Recipe
-from tunesmith.registry.lease import lease
+from tunesmith.registry.lease import Owner
 from tunesmith.registry.runs import RunFolder
 from tunesmith.reports.card import render_card
 from tunesmith.reports.render import write_report
@@ -85,11 +85,14 @@ def train(
     progress = progress or SilentProgress()
     run = RunFolder(Path(run_folder))
     run.check_free()
-    job = _Job(plan.source or plan.resolved, run, progress, restart, fork)
-    job.check_unchanged()
+    recipe = plan.source or plan.resolved
     if _is_done(run) and run.report_path.exists():
+        job = _Job(recipe, run, progress, restart, fork)
+        job.check_unchanged()
         return job.found_finished()
-    with lease(run.path):
+    with run.held() as held:
+        job = _Job(recipe, run, progress, restart, fork)
+        job.check_unchanged()
         job.sweep()
         if _is_done(run):  # another process was quicker, or one was cut off before the papers
             job.tell_swept()
@@ -97,7 +100,7 @@ def train(
                 write_papers(run)
             return job.found_finished()
         job.load()
-        job.open()
+        job.open(held.predecessor)
         with recorded(run, job):
             job.train()
     return _finished(run)
@@ -196,10 +199,12 @@ class _Job:
         if self.fork is not None and not self.run.environment_path.exists():
             self.fork.require_fit(self.model, self.recipe)
 
-    def open(self) -> None:
-        """Write what the run starts from, all or nothing, or that it goes on."""
+    def open(self, predecessor: Owner | None) -> None:
+        """Write what the run starts from, all or nothing, or that it goes on, and after whom."""
         run = self.run
         if run.environment_path.exists():
+            if predecessor is not None:
+                self._say("lost", f"the process that worked on this run before was lost: {predecessor}")
             run.append_event("continued", 0, "the same call again: going on where it stopped")
             here = environment(self.recipe.folder)
             if changed := environment_differences(run.environment(), here):
@@ -242,7 +247,7 @@ class _Job:
         self.doing = "scoring the base"
         base_card = self._base_card(scoring, machine)
         self.meter.restart_peak()
-        self.doing = "training"
+        self._begin("training")
         self.has_begun = True
         adapter = attach(model, self.recipe, self.settings)
         self._tell_untrained_ends(model)
@@ -253,9 +258,9 @@ class _Job:
         outcome, self.result_step = fit.train(model, adapter, machine)
         peak = self.meter.peak_bytes()
         check_finite(machine, self.data, self.result_step)
-        self.doing = "writing the result"
+        self._begin("writing the result")
         self._write_result(adapter, model)
-        self.doing = "scoring the result"
+        self._begin("scoring the result")
         tuned_card = scoring.score("tuned", machine)
         tuned_card.save(self.run.scorecards_path, "tuned")
         if scoring.tasks:
@@ -265,8 +270,13 @@ class _Job:
                 disk().unlink(self.run.comparison_path)
             why = "no task is asked for" if self.recipe.evaluation.tasks == [] else "no row is held out for a task"
             self._say("not_compared", f"{why}: whether the run helped is not measured")
-        self.doing = "writing the report"
+        self._begin("writing the report")
         self._finish(outcome, peak, time.perf_counter() - started)
+
+    def _begin(self, doing: str) -> None:
+        """Go on to the next part, if the run is still this process's."""
+        self.run.check_held()
+        self.doing = doing
 
     def _tell_untrained_ends(self, model: CausalLM) -> None:
         head = model.head().weight_VH

@@ -13,7 +13,6 @@ from tunesmith.errors import RunError
 from tunesmith.recipe.codec import parse
 from tunesmith.recipe.root import Recipe
 from tunesmith.registry import run_folder
-from tunesmith.registry.lease import lease
 from tunesmith.registry.run_folder import RunFolder
 
 
@@ -105,10 +104,13 @@ def test_status_keeps_what_is_not_given_anew_but_not_the_old_message(tmp_path: P
     run = make_run(tmp_path / "a")
     run.set_status("stopped", step=3, steps=10, message="the loss is not finite")
     run.set_status("running", step=4)
-    with lease(run.path):
+    with run.held():
         assert run.status() == {"status": "running", "step": 4, "steps": 10, "message": ""}
     lost = {"status": "lost", "step": 4, "steps": 10, "message": "the process that worked on it is gone"}
     assert run.status() == lost, "nobody holds the lease: its process is gone"
+    run.set_status("stopped", step=5)
+    stored = json.loads(run.status_path.read_text())
+    assert stored == {"status": "stopped", "step": 5, "steps": 10, "message": ""}, "only what was said is stored"
     with pytest.raises(ValueError, match="sleeping"):
         run.set_status("sleeping")
 

