@@ -22,6 +22,7 @@ Reason = Literal[
 """Stable names of row faults, as they stand in the ledger and in rejected.jsonl."""
 
 REASONS: tuple[str, ...] = get_args(Reason)
+_LONGEST = 400
 
 
 class BadRow(Exception):
@@ -33,6 +34,12 @@ class BadRow(Exception):
     """
 
     def __init__(self, reason: Reason, detail: str) -> None:
+        detail = shortened(detail)
         super().__init__(f"{reason}: {detail}")
         self.reason: Reason = reason
         self.detail = detail
+
+
+def shortened(detail: str) -> str:
+    """A sentence about a row, cut where the row's own words make it long: it is written once for every such row."""
+    return detail if len(detail) <= _LONGEST else f"{detail[:_LONGEST]}…"

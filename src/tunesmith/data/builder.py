@@ -27,7 +27,8 @@ from tunesmith.data.notes import (
 from tunesmith.data.overlong import Overlong
 from tunesmith.data.prepared import LEDGER, REJECTED, Split, write_meta
 from tunesmith.data.reading import ReadRow, SourceFiles, read
-from tunesmith.data.row_codec import rejected_to_json, row_to_json, to_line
+from tunesmith.data.rejects import RejectFile
+from tunesmith.data.row_codec import row_to_json, to_line
 from tunesmith.data.splitting import input_key
 from tunesmith.data.store import StoreWriter, TokenStore
 from tunesmith.data.token_roles import RoleTally
@@ -121,7 +122,7 @@ class Builder:
             self._writers: dict[Split, StoreWriter] = {}
             self._records: dict[Split, NewFile] = {}
             self._stack = stack
-            self._rejected = stack.enter_context(NewFile(self._folder / REJECTED))
+            self._rejected = RejectFile(stack.enter_context(NewFile(self._folder / REJECTED)))
             if self._splitter.by_group:
                 for source in sources:
                     if source.role == "train":
@@ -157,7 +158,7 @@ class Builder:
             if rejected is not None:
                 self._ledger.reject(rejected.reason, count)
                 self._faults.add(rejected)
-                self._rejected.write(to_line(rejected_to_json(rejected)))
+                self._rejected.write(rejected)
 
     def _take(self, source: SourceFiles, count: SourceCount, item: ReadRow) -> Rejected | None:
         """Store a row, or say why not."""
@@ -268,6 +269,7 @@ class Builder:
             *self._overlong.notes(),
             *warning_notes(self._warnings),
             *reject_notes(ledger, self._context),
+            *self._rejected.notes(),
             *split_notes(ledger, self._sources, self._data),
         ]
         if not (ledger.balanced and ledger.balanced_tokens):

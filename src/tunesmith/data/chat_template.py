@@ -13,6 +13,7 @@ from typing import Any
 import jinja2
 
 from tunesmith.data import template_sandbox
+from tunesmith.data.json_values import loads
 from tunesmith.data.template_filters import clock
 from tunesmith.data.template_sandbox import CLOSE, OPEN
 from tunesmith.errors import DataError, ModelError, RecipeError
@@ -291,7 +292,7 @@ def _call(call: Any, as_text: bool) -> Any:
         return {**call, "arguments": json.dumps(arguments, ensure_ascii=False)}
     if not as_text and isinstance(arguments, str):
         try:
-            parsed = json.loads(arguments)
+            parsed = loads(arguments)
         except ValueError:
             return call
         return {**call, "arguments": parsed} if isinstance(parsed, dict) else call

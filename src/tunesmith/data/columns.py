@@ -16,6 +16,7 @@ from tunesmith.data.layout import TABLES
 from tunesmith.errors import DataError
 
 _TEMPLATE_PART = re.compile(r"\{\{|\}\}|\{[^{}]*\}|[{}]")
+_LONGEST_COMPARED = 100
 _PLAIN_NAME = re.compile(r"\w[\w -]*")
 _NUMBER = re.compile(r"\s*[-+]?\d+([.,]\d+)?\s*")
 _SHOWN_COLUMNS = 16
@@ -258,6 +259,8 @@ def odd_columns(file: str, values: Mapping[str, Any]) -> str | None:
 
 def near_column(name: str, values: Mapping[str, Any]) -> str | None:
     """A column whose name is close to ``name``, regardless of case."""
-    folded = {key.casefold(): key for key in values}
+    folded = {key.casefold(): key for key in values if len(key) <= _LONGEST_COMPARED}
+    if len(name) > _LONGEST_COMPARED:
+        return None
     close = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.6)
     return folded[close[0]] if close else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
@@ -18,6 +17,7 @@ from tunesmith.data.columns import (
     odd_columns,
     shown_columns,
 )
+from tunesmith.data.json_values import loads
 from tunesmith.data.message_rows import as_list, check_turns, openai_message, sharegpt_message, tool_schemas
 from tunesmith.errors import DataError
 from tunesmith.recipe.data import FormatName, SourceSection
@@ -285,7 +285,7 @@ def _turn_shape(values: Mapping[str, Any]) -> str | None:
         turns = values.get(name)
         if isinstance(turns, str):
             try:
-                turns = json.loads(turns)
+                turns = loads(turns)
             except (ValueError, RecursionError):
                 continue
         if not isinstance(turns, list | tuple):

@@ -11,9 +11,11 @@ from itertools import count
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tunesmith.data.bad_row import BadRow
+from tunesmith.data.bad_row import BadRow, shortened
+from tunesmith.data.json_values import DECODER, MOST_DEPTH, TooDeep, loads, refuse_deep
 from tunesmith.data.streams import (
     MAX_ITEM_BYTES,
+    MOST_COLUMNS,
     Line,
     decode,
     encoding_detail,
@@ -32,16 +34,8 @@ RECORD_LISTS = frozenset(
 
 _CHUNK_BYTES = 1 << 16
 _NEAR_END = 16
-_MAX_KEYS = 10_000
 _SPACE = re.compile(r"[ \t\r\n]*")
 _SURROGATE = re.compile(r"\\u[dD][89abABcdefCDEF]")
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
-
-
-_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
 def jsonl_rows(path: Path, shown: str) -> Iterator[RawRow | Rejected]:
@@ -90,13 +84,11 @@ def _line_row(line: Line, shown: str) -> RawRow | Rejected:
 def _parse(text: str) -> Any:
     """Value of a JSON text. Raises BadRow ``broken_json``, or ``wrong_encoding`` for half a surrogate pair."""
     try:
-        value = _DECODER.decode(text)
+        value = loads(text)
     except json.JSONDecodeError as error:
         raise BadRow("broken_json", f"{error.msg} (column {error.colno})") from None
     except ValueError as error:
         raise BadRow("broken_json", str(error)) from None
-    except RecursionError:
-        raise BadRow("broken_json", "values are nested too deeply") from None
     if _SURROGATE.search(text):
         _refuse_half_pairs(value)
     return value
@@ -157,6 +149,7 @@ class _Scanner:
 
     def __init__(self, stream: io.BufferedIOBase, shown: str) -> None:
         self.line = 1
+        self.num_read = 0
         self.row: int | None = None
         self._shown = shown
         self._stream = stream
@@ -198,7 +191,7 @@ class _Scanner:
         while True:
             near_end = len(self._text) - _NEAR_END
             try:
-                value, end = _DECODER.raw_decode(self._text, self._at)
+                value, end = DECODER.raw_decode(self._text, self._at)
             except json.JSONDecodeError as error:
                 is_open = error.msg.startswith("Unterminated string")
                 if (is_open or error.pos >= near_end) and not self._ended:
@@ -208,26 +201,36 @@ class _Scanner:
                 self.line += self._text.count("\n", self._at, error.pos)
                 self.fail("the file ends too early; it is cut off" if is_cut else error.msg)
             except (ValueError, RecursionError) as error:
-                self.fail("values are nested too deeply" if isinstance(error, RecursionError) else str(error))
+                self.fail(str(TooDeep()) if isinstance(error, RecursionError) else str(error))
             if end >= near_end and not self._ended:
                 self._more()
                 continue
             has_escapes = _SURROGATE.search(self._text, self._at, end)
+            is_deep = self._text.count("[", self._at, end) + self._text.count("{", self._at, end) > MOST_DEPTH
             self._advance(end)
+            if is_deep:
+                self._refuse_deep(value)
             if has_escapes:
                 _refuse_half_pairs(value)
             return value
 
+    def _refuse_deep(self, value: Any) -> None:
+        try:
+            refuse_deep(value)
+        except TooDeep as error:
+            raise BadRow("broken_json", str(error)) from None
+
     def fail(self, message: str) -> NoReturn:
         """Raise DataError at the current line."""
         raise DataError(
-            f"broken JSON: {message}",
+            f"broken JSON: {shortened(message)}",
             where=str(self.origin),
             hint="mend the file; in JSON lines (.jsonl) a broken row is only one rejected row",
         )
 
     def _advance(self, end: int) -> None:
         self.line += self._text.count("\n", self._at, end)
+        self.num_read += end - self._at
         self._at = end
 
     def _more(self) -> None:
@@ -276,7 +279,7 @@ def _array(scanner: _Scanner) -> Iterator[RawRow | Rejected]:
 def _wrapper(scanner: _Scanner) -> Iterator[RawRow | Rejected]:
     """The items of the one list of an object, or the object itself."""
     scanner.peek()
-    origin = scanner.origin
+    origin, start = scanner.origin, scanner.num_read
     scanner.take("{")
     values: dict[str, Any] = {}
     list_name: str | None = None
@@ -294,8 +297,10 @@ def _wrapper(scanner: _Scanner) -> Iterator[RawRow | Rejected]:
                 yield from _array(scanner)
             elif list_name is None:
                 values[name] = scanner.value()
-                if len(values) > _MAX_KEYS:
-                    scanner.fail(f"an object of more than {_MAX_KEYS:,} keys is no row; write an array of objects")
+                if len(values) > MOST_COLUMNS:
+                    scanner.fail(f"an object of more than {MOST_COLUMNS:,} keys is no row; write an array of objects")
+                if scanner.num_read - start > MAX_ITEM_BYTES:
+                    scanner.fail(f"a row is longer than {MAX_ITEM_BYTES >> 20} MiB")
             else:
                 scanner.value()
         except BadRow as error:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from tunesmith.data.bad_row import BadRow
+from tunesmith.data.json_values import loads
 from tunesmith.records import Stretch
 
 TRAIN_KEYS = ("train", "weight", "loss_weight")
@@ -177,7 +178,7 @@ def _call(item: Any, number: int) -> dict[str, Any]:
     arguments = function.get("arguments", {})
     if isinstance(arguments, str):
         try:
-            parsed = json.loads(arguments)
+            parsed = loads(arguments)
         except (ValueError, RecursionError):
             parsed = None
         arguments = parsed if isinstance(parsed, dict) else arguments
@@ -190,7 +191,7 @@ def json_value(value: Any, what: str) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value)
+        return loads(value)
     except json.JSONDecodeError as error:
         raise BadRow("wrong_type", f"{what} is not JSON: {error.msg} (character {error.pos + 1})") from None
     except (ValueError, RecursionError):

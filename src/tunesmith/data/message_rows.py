@@ -36,6 +36,9 @@ SHAREGPT_ROLES: dict[str, Role] = {
 
 _BESIDE_CONTENT = frozenset({"id", "name", "tool_call_id", "reasoning_content", "reasoning", "thinking"})
 """Keys whose value is no content of the turn that could be lost: what they say is read, or about the turn."""
+MOST_TURNS = 1_000
+"""Turns of a conversation: each is found by rendering those before it, so the time grows with their square."""
+
 _AFTER: dict[str, tuple[Role, ...]] = {
     "": ("system", "user"),
     "system": ("user",),
@@ -135,10 +138,13 @@ def check_turns(messages: Sequence[Message]) -> None:
     """Hold the order: system first if at all, then user and assistant in turn with tool results between, assistant last.
 
     Raises:
-        BadRow: role_order with the turn, no_answer, or empty_answer where the last turn says and calls nothing.
+        BadRow: role_order with the turn, no_answer, empty_answer where the last turn says and calls nothing, or
+            wrong_type for more than ``MOST_TURNS``.
     """
     if not messages:
         raise BadRow("no_answer", "the conversation has no turns")
+    if len(messages) > MOST_TURNS:
+        raise BadRow("wrong_type", f"the conversation has {len(messages):,} turns, at most {MOST_TURNS:,} are read")
     before = ""
     for number, message in enumerate(messages, 1):
         allowed = _AFTER[before]

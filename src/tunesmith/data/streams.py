@@ -7,7 +7,7 @@ import gzip
 import io
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 from tunesmith.data.bad_row import BadRow
 from tunesmith.errors import DataError
@@ -15,8 +15,21 @@ from tunesmith.errors import DataError
 PACKED = (".gz", ".zst")
 """Suffixes after the real one: gzip and Zstandard."""
 
-MAX_ITEM_BYTES = 64 << 20
-"""Longest line, field or JSON value that is read: what bounds the memory of every reader."""
+MAX_ITEM_BYTES = 16 << 20
+"""Longest line, row or JSON value that is read: what bounds the memory of every reader.
+
+The longest books have 5 MB. JSON takes up to 30 times its size in memory, where it is made of empty lists.
+"""
+
+MOST_COLUMNS = 10_000
+"""Columns of a table, or keys of one row that is a whole file."""
+
+FREE_BYTES = MAX_ITEM_BYTES
+MOST_EXPANSION = 200
+"""A packed file may unpack to ``FREE_BYTES``, and beyond that to this many times its size.
+
+Text packs to a tenth, the most even of machine logs to a fiftieth; zeros pack to a thousandth and less.
+"""
 
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
@@ -30,15 +43,68 @@ class Line(NamedTuple):
 
 
 def open_stream(path: Path) -> io.BufferedIOBase:
-    """Open a file for reading bytes; ``.gz`` and ``.zst`` are unpacked on the way."""
+    """Open a file for reading bytes; ``.gz`` and ``.zst`` are unpacked on the way.
+
+    Reading raises DataError where a packed file unpacks to more than ``MOST_EXPANSION`` allows.
+    """
     suffix = path.suffix.lower()
     if suffix == ".gz":
-        return cast(io.BufferedIOBase, gzip.open(path, "rb"))
+        return io.BufferedReader(_Unpacked(path, cast(io.RawIOBase, gzip.open(path, "rb"))))
     if suffix == ".zst":
         import pyarrow
 
-        return io.BufferedReader(cast(io.RawIOBase, pyarrow.input_stream(str(path), compression="zstd")))
+        return io.BufferedReader(
+            _Unpacked(path, cast(io.RawIOBase, pyarrow.input_stream(str(path), compression="zstd")))
+        )
     return path.open("rb")
+
+
+class Expansion:
+    """Counts what a file unpacks to.
+
+    Args:
+        path: the packed file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._most = max(FREE_BYTES, MOST_EXPANSION * path.stat().st_size)
+        self._num_bytes = 0
+
+    def add(self, num_bytes: int) -> None:
+        """Count some more bytes. Raises DataError beyond the most."""
+        self._num_bytes += num_bytes
+        if self._num_bytes > self._most:
+            raise DataError(
+                f"the file unpacks to more than {self._most >> 20} MiB, {MOST_EXPANSION} times its own size: "
+                "it may be made to fill a disk or a memory",
+                where=str(self._path),
+                hint="where it is yours and meant, unpack it and name the unpacked file",
+            )
+
+
+class _Unpacked(io.RawIOBase):
+    """The unpacked bytes of a file, counted."""
+
+    def __init__(self, path: Path, inner: io.RawIOBase) -> None:
+        self._inner = inner
+        self._expansion = Expansion(path)
+
+    def readable(self) -> bool:
+        """Yes."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer and return how many bytes that took."""
+        data = self._inner.read(len(buffer)) or b""
+        self._expansion.add(len(data))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._inner.close()
+        super().close()
 
 
 def lines(stream: io.BufferedIOBase, shown: str) -> Iterator[Line]:

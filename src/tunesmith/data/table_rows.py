@@ -7,27 +7,52 @@ import datetime
 import decimal
 import io
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tunesmith.data.bad_row import BadRow
-from tunesmith.data.streams import MAX_ITEM_BYTES, encoding_detail, lines, open_stream
+from tunesmith.data.bad_row import BadRow, shortened
+from tunesmith.data.columns import shown_columns
+from tunesmith.data.json_values import TooDeep, refuse_deep
+from tunesmith.data.streams import (
+    FREE_BYTES,
+    MAX_ITEM_BYTES,
+    MOST_COLUMNS,
+    MOST_EXPANSION,
+    Expansion,
+    encoding_detail,
+    lines,
+    open_stream,
+)
 from tunesmith.errors import DataError
 from tunesmith.records import Origin, RawRow, Rejected
 
-_PARQUET_ROWS = 1024
+_PARQUET_ROWS = 32
+"""Rows of a batch: a page can say that each of them is the longest text over again."""
+
+_ROW_BYTES = 64
+"""What a row counts beside its values: a column of nothing says a billion rows in a kilobyte."""
 
 
 class _Feed:
-    """Text lines for ``csv.reader``; remembers the bytes that were not UTF-8, by line."""
+    """Text lines for ``csv.reader``; remembers the bytes that were not UTF-8, by line, and how long a row is so far."""
 
     def __init__(self, stream: io.BufferedIOBase, shown: str) -> None:
         self._lines = lines(stream, shown)
+        self._shown = shown
         self._faults: list[tuple[int, str]] = []
+        self._num_bytes = 0
 
     def __iter__(self) -> Iterator[str]:
         for line in self._lines:
+            self._num_bytes += len(line.data)
+            if self._num_bytes > MAX_ITEM_BYTES:
+                raise DataError(
+                    f"a row is longer than {MAX_ITEM_BYTES >> 20} MiB: a quote may be opened and never closed",
+                    where=f"{self._shown}:{line.number}",
+                    hint='close it, or write a quote in a quoted field as ""',
+                )
             try:
                 yield line.data.decode("utf-8")
             except UnicodeDecodeError as error:
@@ -36,7 +61,8 @@ class _Feed:
                 yield line.data.decode("utf-8", "backslashreplace")
 
     def fault(self, last_line: int) -> str | None:
-        """The first fault up to a line since the last call."""
+        """The first fault up to a line since the last call; a new row begins behind that line."""
+        self._num_bytes = 0
         found = [detail for number, detail in self._faults if number <= last_line]
         self._faults = [item for item in self._faults if item[0] > last_line]
         return found[0] if found else None
@@ -78,6 +104,8 @@ def _separated(path: Path, shown: str, delimiter: str, has_header: bool) -> Iter
             fault = feed.fault(reader.line_num)
             if not fields:
                 continue
+            if names is None:
+                _refuse_many(len(fields), Origin(shown, start))
             if has_header and names is None:
                 names = _header(fields, fault, Origin(shown, start), delimiter)
             elif fault is not None:
@@ -89,8 +117,9 @@ def _separated(path: Path, shown: str, delimiter: str, has_header: bool) -> Iter
 
 def _csv_row(fields: list[str], header: list[str], origin: Origin) -> RawRow | Rejected:
     if len(fields) < len(header):
-        lacking = ", ".join(header[len(fields) :])
-        return Rejected(origin, "missing_column", f"{len(fields)} of {len(header)} fields; lacks: {lacking}", fields)
+        lacking = shown_columns(dict.fromkeys(header[len(fields) :]))
+        detail = shortened(f"{len(fields)} of {len(header)} fields; lacks: {lacking}")
+        return Rejected(origin, "missing_column", detail, fields)
     if len(fields) > len(header):
         detail = f"{len(fields)} fields under {len(header)} columns; quote a field that holds the separator"
         return Rejected(origin, "wrong_type", detail, fields)
@@ -118,10 +147,10 @@ def _header(fields: list[str], fault: str | None, origin: Origin, delimiter: str
     if fault is not None:
         raise DataError(fault, where=str(origin), hint="save the file as UTF-8")
     names = [name if name.strip() else _numbered(number) for number, name in enumerate(fields, 1)]
-    repeated = sorted({name for name in names if names.count(name) > 1})
+    repeated = {name: None for name, times in sorted(Counter(names).items()) if times > 1}
     if repeated:
         raise DataError(
-            f"the header names a column twice: {', '.join(repeated)}",
+            f"the header names a column twice: {shown_columns(repeated)}",
             where=str(origin),
             hint="rename one of them, or set `header: false` in the source if this line is a row",
         )
@@ -135,41 +164,102 @@ def _header(fields: list[str], fault: str | None, origin: Origin, delimiter: str
     return names
 
 
+def _refuse_many(num_columns: int, where: object) -> None:
+    if num_columns > MOST_COLUMNS:
+        raise DataError(
+            f"the table has {num_columns:,} columns, at most {MOST_COLUMNS:,} are read",
+            where=str(where),
+            hint="leave out the columns that are not used",
+        )
+
+
 def _numbered(number: int) -> str:
     return f"column_{number}"
 
 
 def parquet_rows(path: Path, shown: str) -> Iterator[RawRow | Rejected]:
-    """Rows of a parquet file; their line is the number of the row from 1.
+    """Rows of a parquet file, read in small batches; the line of a row is its number from 1.
 
     Dates become ISO text, decimals text, NaN a missing value, bytes text where they are UTF-8.
 
     Raises:
-        DataError: the file is torn or not parquet.
+        DataError: the file is torn or not parquet, holds a row longer than ``MAX_ITEM_BYTES``, or unpacks to more than
+            ``MOST_EXPANSION`` allows.
     """
     import pyarrow
     import pyarrow.parquet
 
     number = 0
+    expansion = Expansion(path)
     try:
         with pyarrow.parquet.ParquetFile(path) as table:
+            _check_claims(table.metadata, shown)
             for batch in table.iter_batches(batch_size=_PARQUET_ROWS):
-                for values in batch.to_pylist():
+                expansion.add(batch.nbytes + _ROW_BYTES * len(batch))
+                for values in _whole_rows(batch, shown, number):
                     number += 1
                     yield _parquet_row(values, Origin(shown, number))
     except pyarrow.ArrowException as error:
         raise DataError(
-            f"the parquet file cannot be read: {error}",
+            f"the parquet file cannot be read: {shortened(str(error))}",
             where=shown,
             hint="write it again; it may be torn or another format",
         ) from error
 
 
-def _parquet_row(values: dict[str, Any], origin: Origin) -> RawRow | Rejected:
+def _check_claims(metadata: Any, shown: str) -> None:
+    """Hold what a file says that its columns unpack to against their size, before anything is unpacked."""
+    _refuse_many(metadata.num_columns, shown)
+    for group in range(metadata.num_row_groups):
+        for index in range(metadata.num_columns):
+            column = metadata.row_group(group).column(index)
+            most = max(FREE_BYTES, MOST_EXPANSION * column.total_compressed_size)
+            if column.total_uncompressed_size > most:
+                raise DataError(
+                    f"column `{column.path_in_schema}` unpacks to {column.total_uncompressed_size:,} bytes from "
+                    f"{column.total_compressed_size:,}: it may be made to fill a memory",
+                    where=shown,
+                    hint="where the file is yours and meant, write it again without compression",
+                )
+
+
+def _whole_rows(batch: Any, shown: str, number: int) -> Iterator[dict[str, Any] | BadRow]:
+    """Rows of a batch as plain values, one by one where they are long; a row without such values is a fault."""
+    step = len(batch) if batch.nbytes <= MAX_ITEM_BYTES else 1
+    for start in range(0, len(batch), max(1, step)):
+        part = batch.slice(start, step)
+        if step == 1 and part.nbytes > MAX_ITEM_BYTES:
+            raise DataError(
+                f"a row is longer than {MAX_ITEM_BYTES >> 20} MiB",
+                where=f"{shown}:{number + start + 1}",
+                hint="leave out the columns that are not used, or part the row",
+            )
+        yield from _values(part)
+
+
+def _values(part: Any) -> Iterator[dict[str, Any] | BadRow]:
     try:
+        rows: list[dict[str, Any] | BadRow] = part.to_pylist()
+    except (UnicodeDecodeError, OverflowError, ValueError) as error:
+        if len(part) > 1:
+            for index in range(len(part)):
+                yield from _values(part.slice(index, 1))
+            return
+        is_text = isinstance(error, UnicodeDecodeError)
+        rows = [BadRow("wrong_encoding" if is_text else "wrong_type", f"a value cannot be read: {error}")]
+    yield from rows
+
+
+def _parquet_row(values: dict[str, Any] | BadRow, origin: Origin) -> RawRow | Rejected:
+    if isinstance(values, BadRow):
+        return Rejected(origin, values.reason, values.detail)
+    try:
+        refuse_deep(values)
         return RawRow(origin, {name: _plain(value) for name, value in values.items()})
     except BadRow as fault:
         return Rejected(origin, fault.reason, fault.detail, {name: str(value) for name, value in values.items()})
+    except TooDeep as error:
+        return Rejected(origin, "wrong_type", str(error))
 
 
 def _plain(value: Any) -> Any:

@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice, pairwise
@@ -15,9 +16,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from tunesmith.data.json_values import loads
 from tunesmith.data.layout import TABLES, Layout
 from tunesmith.data.sources import is_text, read_rows
-from tunesmith.data.streams import PACKED
+from tunesmith.data.streams import MAX_ITEM_BYTES, PACKED
 from tunesmith.data.text_rows import PIECE_BYTES, WHOLE_TEXT_BYTES
 from tunesmith.recipe.data import TextRow
 from tunesmith.records import Origin, RawRow, Rejected
@@ -27,9 +29,11 @@ WHOLE_BYTES = 1 << 18
 COUNTED_BYTES = 32 << 20
 """Rows of plain files up to this size are counted, not estimated."""
 _READ_BYTES = 8 << 20
+_SKIPPED_BYTES = 64 << 20
 _PROBE_BYTES = 4 << 20
 _TEXT_PIECES = 32
 _BLOCK_BYTES = 1 << 17
+_MOST_WHOLE_ROWS = 1 << 17
 _USUAL = Layout()
 
 Sampled = RawRow | Rejected
@@ -76,7 +80,10 @@ def sample_file(
     if suffixes.endswith(".parquet"):
         return _parquet(path, shown, wanted)
     if size <= WHOLE_BYTES or (is_text(path) and layout.row == "file" and size <= WHOLE_TEXT_BYTES):
-        return _whole(list(read_rows(path, shown, layout)), wanted, generator)
+        whole = list(islice(read_rows(path, shown, layout), _MOST_WHOLE_ROWS + 1))
+        if len(whole) > _MOST_WHOLE_ROWS:  # a small packed file may hold any number
+            return _from_start(path, shown, wanted, _packed_bytes(path), layout)
+        return _whole(whole, wanted, generator)
     if suffixes.endswith(".json"):
         if size <= COUNTED_BYTES and (rows := _whole_json(path, shown)) is not None:
             return _whole(rows, wanted, generator)
@@ -165,8 +172,8 @@ def _whole(rows: list[Sampled], wanted: int, generator: np.random.Generator) -> 
 def _whole_json(path: Path, shown: str) -> list[Sampled] | None:
     """Objects of an array; None for other layouts, which the reader of rows knows better."""
     try:
-        values = json.loads(path.read_bytes())
-    except (ValueError, RecursionError):
+        values = loads(path.read_bytes().decode("utf-8-sig"))
+    except ValueError:
         return None
     if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
         return None
@@ -196,10 +203,13 @@ def _packed_bytes(path: Path) -> float:
     """Size after unpacking, from the ratio of the first 4 MiB."""
     with path.open("rb") as packed:
         done = 0
-        for piece in _unpacked(path, packed):
-            done += len(piece)
-            if done >= _PROBE_BYTES:
-                break
+        try:
+            for piece in _unpacked(path, packed):
+                done += len(piece)
+                if done >= _PROBE_BYTES:
+                    break
+        except (OSError, EOFError, zlib.error):  # torn: the reader of rows says where
+            return float(done)
         return path.stat().st_size * done / max(1, packed.tell())
 
 
@@ -263,7 +273,7 @@ def _sought(path: Path, shown: str, wanted: int, generator: np.random.Generator,
     size = path.stat().st_size
     rows: list[Sampled] = []
     sizes: list[int] = []
-    broken = 0
+    broken = skipped = 0
     budget = _READ_BYTES
     with path.open("rb") as stream:
         head = stream.read(1 << 16)
@@ -271,8 +281,10 @@ def _sought(path: Path, shown: str, wanted: int, generator: np.random.Generator,
         first = head.find(b"\n") + 1 if parse.has_header else 0
         for offset in generator.integers(max(1, first), size, size=wanted):
             stream.seek(int(offset) - 1)
-            stream.readline()
-            while budget > 0 and stream.tell() < offset + block and (line := stream.readline()):
+            skipped += len(stream.readline(MAX_ITEM_BYTES + 1))
+            if skipped > _SKIPPED_BYTES:
+                break
+            while budget > 0 and stream.tell() < offset + block and (line := stream.readline(MAX_ITEM_BYTES + 1)):
                 budget -= len(line)
                 row = parse(line)
                 if row is None:
@@ -318,8 +330,8 @@ class _LineParser:
 
     def _object(self, text: str) -> Sampled:
         try:
-            value: Any = json.loads(text)
-        except (ValueError, RecursionError) as error:
+            value: Any = loads(text)
+        except ValueError as error:
             return Rejected(self.origin, "broken_json", str(error))
         if not isinstance(value, dict):
             return Rejected(self.origin, "wrong_type", "a row is an object")

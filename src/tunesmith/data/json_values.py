@@ -1,0 +1,53 @@
+"""JSON values of rows: no deeper than what works on them can go, and only what JSON knows. Torch-free."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NoReturn
+
+MOST_DEPTH = 100
+"""Lists and objects within each other. Rows have about ten; what reads them goes down by calling itself."""
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
+
+
+def loads(text: str) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        json.JSONDecodeError: it is not JSON.
+        ValueError: it holds NaN or an infinity, a number of thousands of digits, or nests too deeply.
+    """
+    try:
+        value = DECODER.decode(text)
+    except RecursionError:
+        raise TooDeep from None
+    if text.count("[") + text.count("{") > MOST_DEPTH:
+        refuse_deep(value)
+    return value
+
+
+class TooDeep(ValueError):
+    """Lists and objects lie deeper within each other than ``MOST_DEPTH``."""
+
+    def __init__(self) -> None:
+        super().__init__(f"values are nested too deeply, at most {MOST_DEPTH} deep")
+
+
+def refuse_deep(value: Any) -> None:
+    """Raise TooDeep where a value nests deeper than ``MOST_DEPTH``."""
+    level = [value]
+    for _ in range(MOST_DEPTH):
+        inner: list[Any] = []
+        for item in level:
+            parts = item.values() if isinstance(item, dict) else item if isinstance(item, list | tuple) else ()
+            inner += (part for part in parts if isinstance(part, dict | list | tuple))
+        if not inner:
+            return
+        level = inner
+    raise TooDeep
