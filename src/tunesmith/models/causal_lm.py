@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tunesmith.errors import ModelError
 from tunesmith.models.attention import NAME, layout_of
 from tunesmith.models.head import Head, token_logprob
+from tunesmith.models.token_rows import trained_rows
 from tunesmith.types import Batch, Outputs
 
 
@@ -64,7 +65,7 @@ class CausalLM(nn.Module):
         if getattr(config, "logits_scaling", None):
             scale /= float(config.logits_scaling)
         cap = getattr(config, "final_logit_softcapping", None)
-        return Head(layer.weight, getattr(layer, "bias", None), scale, cap)
+        return Head(layer.weight, getattr(layer, "bias", None), scale, cap, trained_rows(layer))
 
     def hidden(self, batch: Batch) -> Tensor:
         """Last hidden states ``[T, H]`` of a pack."""

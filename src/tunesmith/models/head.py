@@ -2,9 +2,10 @@
 
 Only scored positions reach the head, a chunk at a time. The derivative of a token's log-probability by its hidden
 state is ``W[target] - softmax · W``, which does not depend on the loss; so with a frozen head it is computed in the
-forward and the backward is one multiplication. A head that trains computes its softmax again in the backward.
+forward and the backward is one multiplication. A head that trains computes its softmax again in the backward. Where only
+a few rows train, their columns of the derivative are kept from the forward: S × N numbers beside the frozen head's work.
 
-Shapes: S scored positions, H hidden width, V vocabulary.
+Shapes: S scored positions, H hidden width, V vocabulary, N rows that train.
 """
 
 from __future__ import annotations
@@ -16,18 +17,24 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from tunesmith.models.token_rows import TokenRows
+
 _CHUNK_LOGITS = 1 << 24
 """Logits alive at once: 64 MiB in fp32."""
 
 
 @dataclass(frozen=True)
 class Head:
-    """The head's tensors and what the model does to logits: ``cap · tanh(scale · (h W^T + b) / cap)``."""
+    """The head's tensors and what the model does to logits: ``cap · tanh(scale · (h W^T + b) / cap)``.
+
+    ``rows`` are those that train while the weight is frozen; the weight holds their values.
+    """
 
     weight_VH: Tensor
     bias_V: Tensor | None = None
     scale: float = 1.0
     cap: float | None = None
+    rows: TokenRows | None = None
 
     def logits(self, hidden_SH: Tensor) -> Tensor:
         """Logits in fp32 ``[S, V]``."""
@@ -50,17 +57,19 @@ class Head:
 class _TokenLogProb(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden_SH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, targets_S: Tensor, shape: tuple[Any, ...]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        scale, cap, want_more = shape
+        ctx: Any, hidden_SH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, rows_NH: Tensor | None, targets_S: Tensor,
+        given: tuple[Any, ...],
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        scale, cap, want_more, ids_N = given
         head = Head(weight_VH, bias_V, scale, cap)
         trains = weight_VH.requires_grad or (bias_V is not None and bias_V.requires_grad)
-        ctx.trains, ctx.shape = trains, shape
+        ctx.trains, ctx.given = trains, given
         count = hidden_SH.shape[0]
         logprob_S = torch.empty(count, dtype=torch.float32, device=hidden_SH.device)
         entropy_S = torch.zeros_like(logprob_S)
         correct_S = torch.zeros(count, dtype=torch.bool, device=hidden_SH.device)
         slope_SH = None if trains or not hidden_SH.requires_grad else torch.empty_like(hidden_SH)
+        slope_SN = None if trains or rows_NH is None else logprob_S.new_empty(count, len(ids_N))
         for part in _chunks(count, weight_VH.shape[0]):
             logits_CV = head.logits(hidden_SH[part])
             target_C1 = targets_S[part, None]
@@ -70,13 +79,17 @@ class _TokenLogProb(torch.autograd.Function):
                 share_CV = torch.exp(logits_CV - log_total_C[:, None])
                 entropy_S[part] = log_total_C - (share_CV * logits_CV).sum(-1)
                 correct_S[part] = logits_CV.argmax(-1) == target_C1[:, 0]
+            if slope_SH is None and slope_SN is None:
+                continue
+            gradient_CV = _logit_gradient(head, logits_CV, log_total_C, target_C1)
+            if slope_SN is not None:
+                slope_SN[part] = gradient_CV.index_select(1, ids_N)
             if slope_SH is not None:
-                gradient_CV = _logit_gradient(head, logits_CV, log_total_C, target_C1).to(hidden_SH.dtype)
-                slope_SH[part] = gradient_CV @ weight_VH.to(hidden_SH.dtype)
+                slope_SH[part] = gradient_CV.to(hidden_SH.dtype) @ weight_VH.to(hidden_SH.dtype)
         if trains:
             ctx.save_for_backward(hidden_SH, weight_VH, bias_V, targets_S)
         else:
-            ctx.save_for_backward(slope_SH)
+            ctx.save_for_backward(slope_SH, slope_SN, None if slope_SN is None else hidden_SH)
         ctx.mark_non_differentiable(entropy_S, correct_S)
         return logprob_S, entropy_S, correct_S
 
@@ -84,11 +97,12 @@ class _TokenLogProb(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_S: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         if not ctx.trains:
-            (slope_SH,) = ctx.saved_tensors
+            slope_SH, slope_SN, hidden_SH = ctx.saved_tensors
             gradient = None if slope_SH is None else slope_SH * grad_S[:, None].to(slope_SH.dtype)
-            return gradient, None, None, None, None
+            gradient_NH = None if slope_SN is None else (slope_SN * grad_S[:, None]).T @ hidden_SH.float()
+            return gradient, None, None, gradient_NH, None, None
         hidden_SH, weight_VH, bias_V, targets_S = ctx.saved_tensors
-        scale, cap, _want = ctx.shape
+        scale, cap, _want, ids_N = ctx.given
         head = Head(weight_VH, bias_V, scale, cap)
         grad_hidden_SH = torch.empty_like(hidden_SH)
         grad_weight_VH = torch.zeros_like(weight_VH, dtype=torch.float32)
@@ -104,7 +118,8 @@ class _TokenLogProb(torch.autograd.Function):
             grad_weight_VH += (gradient_CV.T @ hidden_SH[part]).float()
         weight_gradient = grad_weight_VH.to(weight_VH.dtype)
         bias_gradient = None if grad_bias_V is None or bias_V is None else grad_bias_V.to(bias_V.dtype)
-        return grad_hidden_SH, weight_gradient, bias_gradient, None, None
+        gradient_NH = None if ids_N is None else grad_weight_VH.index_select(0, ids_N)
+        return grad_hidden_SH, weight_gradient, bias_gradient, gradient_NH, None, None
 
 
 def _logit_gradient(head: Head, logits_CV: Tensor, log_total_C: Tensor, target_C1: Tensor) -> Tensor:
@@ -133,7 +148,9 @@ def token_logprob(
     Returns:
         ``logprob_S`` (differentiable), ``entropy_S`` and ``correct_S`` (not differentiable), in fp32 and bool.
     """
+    rows = head.rows if torch.is_grad_enabled() else None
+    given = (head.scale, head.cap, want_more, None if rows is None else rows.ids_N)
     result: tuple[Tensor, Tensor, Tensor] = _TokenLogProb.apply(  # type: ignore[no-untyped-call]
-        hidden_SH, head.weight_VH, head.bias_V, targets_S, (head.scale, head.cap, want_more)
+        hidden_SH, head.weight_VH, head.bias_V, None if rows is None else rows.rows, targets_S, given
     )
     return result
