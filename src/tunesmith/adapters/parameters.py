@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tunesmith.adapters.lora_layer import LoraWeights
 from tunesmith.errors import RecipeError, RunError
 from tunesmith.models.names import matches
+from tunesmith.models.token_rows import TokenRows
 from tunesmith.types import ParamGroup
 
 _SHOWN = 40
@@ -22,7 +23,8 @@ _SHOWN = 40
 
 def own_names(model: nn.Module) -> dict[str, nn.Parameter]:
     """Every name of every parameter of the model itself, tied names included, in module order."""
-    added = {id(part) for module in model.modules() if isinstance(module, LoraWeights) for part in module.parameters()}
+    parts = [module for module in model.modules() if isinstance(module, LoraWeights | TokenRows)]
+    added = {id(parameter) for part in parts for parameter in part.parameters()}
     return {name: part for name, part in model.named_parameters(remove_duplicate=False) if id(part) not in added}
 
 

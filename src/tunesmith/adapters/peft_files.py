@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,11 @@ from torch import Tensor, nn
 
 from tunesmith.adapters import lora_layer, parameters, targets
 from tunesmith.adapters.lora import LoraAdapter
-from tunesmith.adapters.peft_layout import PREFIX
-from tunesmith.errors import ModelError
+from tunesmith.adapters.peft_layout import PREFIX, ROWS_KEY
+from tunesmith.adapters.trained_tokens import SUFFIX, require_rows, token_matrices
+from tunesmith.errors import ModelError, RecipeError
 from tunesmith.files import write_bytes, write_json
+from tunesmith.models import token_rows
 from tunesmith.recipe.adapters import LoraSection
 
 CONFIGURATION = "adapter_config.json"
@@ -32,7 +34,17 @@ WEIGHTS = "adapter_model.safetensors"
 _PLAIN_STARTS = (True, False, None, "gaussian", "eva")
 """Starts that leave the base weights alone; a loaded adapter overwrites A and B."""
 _READ = frozenset(
-    ["peft_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern", "init_lora_weights"]
+    [
+        "peft_type",
+        "r",
+        "lora_alpha",
+        "lora_dropout",
+        "use_rslora",
+        "rank_pattern",
+        "alpha_pattern",
+        "init_lora_weights",
+        "trainable_token_indices",
+    ]
 )
 _WITHOUT_EFFECT = frozenset(
     [
@@ -68,14 +80,16 @@ _MERGE_THERE = "merge it with PEFT and load the merged model"
 class LoraSettings:
     """A read adapter's settings.
 
-    ``section`` has them as a recipe would; ``ranks`` has the truth per layer, (rank, alpha); ``base`` is the model that
-    the folder names, or empty; ``source`` is the file of the tensors, for messages.
+    ``section`` has them as a recipe would; ``ranks`` has the truth per layer, (rank, alpha), ``rows`` that per embedding
+    or head, the token ids whose rows train; ``base`` is the model that the folder names, or empty; ``source`` is the file
+    of the tensors, for messages.
     """
 
     section: LoraSection
     ranks: dict[str, tuple[int, float]]
     base: str = ""
     source: str = WEIGHTS
+    rows: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 def write_adapter(folder: Path, adapter: LoraAdapter, base_name: str) -> list[str]:
@@ -97,7 +111,7 @@ def read_adapter(folder: Path) -> tuple[LoraSettings, dict[str, Tensor]]:
 
     Returns:
         Settings, and the tensors by the names of ``LoraAdapter.state``: ``LAYER.lora_A.weight``, ``LAYER.lora_B.weight``,
-        and fully trained parameters by their names in the model, tied ones once per name.
+        ``MATRIX.token_rows``, and fully trained parameters by their names in the model, tied ones once per name.
 
     Raises:
         ModelError: no adapter there, torn files, pickled weights, or anything but plain LoRA.
@@ -105,7 +119,8 @@ def read_adapter(folder: Path) -> tuple[LoraSettings, dict[str, Tensor]]:
     configuration = _read_configuration(folder / CONFIGURATION)
     _refuse_variants(configuration, str(folder / CONFIGURATION))
     state, layers = _sort(_read_tensors(folder), str(folder / WEIGHTS))
-    beside = [key for key in state if not key.endswith((".lora_A.weight", ".lora_B.weight"))]
+    beside = [key for key in state if not key.endswith((".lora_A.weight", ".lora_B.weight", SUFFIX))]
+    rows = _rows(configuration.get("trainable_token_indices"), state, str(folder / CONFIGURATION))
     try:
         section = LoraSection(
             rank=configuration.get("r", 8),
@@ -114,6 +129,7 @@ def read_adapter(folder: Path) -> tuple[LoraSettings, dict[str, Tensor]]:
             rslora=bool(configuration.get("use_rslora")),
             targets=sorted(layers),
             also_train=beside,
+            train_tokens=sorted({token for ids in rows.values() for token in ids}) or "none",
         )
     except ValidationError as error:
         first = error.errors()[0]
@@ -124,7 +140,7 @@ def read_adapter(folder: Path) -> tuple[LoraSettings, dict[str, Tensor]]:
     alphas = configuration.get("alpha_pattern") or {}
     ranks = {layer: (rank, float(_by_pattern(alphas, layer, section.alpha))) for layer, rank in layers.items()}
     base = str(configuration.get("base_model_name_or_path") or "")
-    return LoraSettings(section, ranks, base, str(folder / WEIGHTS)), state
+    return LoraSettings(section, ranks, base, str(folder / WEIGHTS), rows), state
 
 
 def attach_read(
@@ -147,8 +163,10 @@ def attach_read(
         _check_shape(settings, f"{layer}.lora_A.weight", state, (rank, num_in))
         _check_shape(settings, f"{layer}.lora_B.weight", state, (num_out, rank))
     beside = _untied(model, settings, state)
+    rows, values = _fitting_rows(model, settings, state)
+    state = {**state, **values}
     section = settings.section.model_copy(update={"also_train": list(beside)})
-    adapter = LoraAdapter(section, seed=0, ranks=settings.ranks)
+    adapter = LoraAdapter(section, seed=0, ranks=settings.ranks, rows=rows)
     adapter.attach(model, name)
     fitted = {}
     for key, own in adapter.state().items():
@@ -222,7 +240,7 @@ def _sort(tensors: Mapping[str, Tensor], where: str) -> tuple[dict[str, Tensor],
     state: dict[str, Tensor] = {}
     layers: dict[str, int] = {}
     for full, tensor in tensors.items():
-        key = full.removeprefix(PREFIX).replace(".base_layer.", ".")
+        key = full.removeprefix(PREFIX).replace(ROWS_KEY, SUFFIX).replace(".base_layer.", ".")
         if key.endswith(".lora_A.weight"):
             layers[key.removesuffix(".lora_A.weight")] = tensor.shape[0]
         elif "lora_" in key and not key.endswith(".lora_B.weight"):
@@ -247,6 +265,57 @@ def _sort(tensors: Mapping[str, Tensor], where: str) -> tuple[dict[str, Tensor],
             f"`{min(halves)}` has only one of A and B", where=where, hint="the file is incomplete: save it again"
         )
     return state, layers
+
+
+def _rows(given: Any, state: Mapping[str, Tensor], where: str) -> dict[str, tuple[int, ...]]:
+    """Matrix -> token ids, from PEFT's list (for the one matrix that has rows) or mapping of name endings to lists."""
+    where = f"{where} [trainable_token_indices]"
+    owners = [key.removesuffix(SUFFIX) for key in state if key.endswith(SUFFIX)]
+    rows: dict[str, tuple[int, ...]] = {}
+    for owner in owners:
+        ids = given
+        if isinstance(given, dict):
+            ids = next((given[end] for end in given if owner.endswith(end)), None)
+        whole = isinstance(ids, list) and all(type(token) is int and token >= 0 for token in ids)
+        if not whole or len(set(ids)) != len(ids) or len(ids) != len(state[owner + SUFFIX]):
+            raise ModelError(
+                f"the rows of `{owner}` do not fit the token ids that the adapter names for it",
+                where=where,
+                hint=_SAVE_AGAIN,
+            )
+        rows[owner] = tuple(ids)
+    if given and not owners:
+        raise ModelError("the adapter names tokens, but holds no rows for them", where=where, hint=_SAVE_AGAIN)
+    return rows
+
+
+def _fitting_rows(
+    model: nn.Module, settings: LoraSettings, state: Mapping[str, Tensor]
+) -> tuple[dict[str, tuple[int, ...]], dict[str, Tensor]]:
+    """Token rows by the matrices of this model, a tied one once; refuses what the model cannot have."""
+    matrices = token_matrices(model)
+    tied = {name for name, module in model.named_modules() if any(module in layers[1:] for layers in matrices.values())}
+    hint = f"it was trained on `{settings.base or 'another model'}`"
+    values: dict[str, Tensor] = {}
+    for owner, ids in settings.rows.items():
+        if owner not in matrices:
+            why = (
+                "apart from the embedding; this model ties them"
+                if owner in tied
+                else "and this model has no such matrix"
+            )
+            raise ModelError(
+                f"the adapter trains rows of `{owner}` {why}", where=settings.source, hint=f"{hint}; {_MERGE_THERE}"
+            )
+        width = token_rows.width(matrices[owner][0])
+        key = f"{owner}{SUFFIX}"
+        _check_shape(settings, key, state, (len(ids), width))
+        values[key] = state[key].float()
+    try:
+        require_rows(matrices, settings.rows)
+    except RecipeError as error:
+        raise ModelError(f"the adapter does not fit: {error.what}", where=settings.source, hint=hint) from None
+    return settings.rows, values
 
 
 def _by_pattern(patterns: Mapping[str, Any], layer: str, default: float) -> float:

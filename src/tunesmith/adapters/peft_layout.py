@@ -7,7 +7,7 @@ embeddings by name).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,9 +16,13 @@ from transformers.pytorch_utils import Conv1D
 
 from tunesmith.adapters.lora_layer import is_linear, is_wrapped
 from tunesmith.adapters.parameters import aliases, own_names
+from tunesmith.adapters.targets import output_head
+from tunesmith.adapters.trained_tokens import SUFFIX
+from tunesmith.models.token_rows import CHILD as ROWS_CHILD
 from tunesmith.recipe.adapters import LoraSection
 
 PREFIX = "base_model.model."
+ROWS_KEY = ".token_adapter.trainable_tokens_delta"
 _KNOWN_EMBEDDINGS = frozenset(["embed_tokens", "lm_head"])
 
 
@@ -32,7 +36,11 @@ class Layout:
 
 
 def layout(
-    model: nn.Module, section: LoraSection, ranks: Mapping[str, tuple[int, float]], state: Mapping[str, Tensor]
+    model: nn.Module,
+    section: LoraSection,
+    ranks: Mapping[str, tuple[int, float]],
+    rows: Mapping[str, Sequence[int]],
+    state: Mapping[str, Tensor],
 ) -> Layout:
     """Lay an attached adapter out.
 
@@ -40,6 +48,7 @@ def layout(
         model: the model the adapter is on.
         section: its settings.
         ranks: layer -> (rank, alpha).
+        rows: embedding or head -> token ids whose rows train.
         state: what ``LoraAdapter.state`` gives.
     """
     tensors: dict[str, Tensor] = {}
@@ -47,7 +56,7 @@ def layout(
     for key, tensor in state.items():
         if key.endswith((".lora_A.weight", ".lora_B.weight")):
             tensors[PREFIX + key] = tensor
-        else:
+        elif not key.endswith(SUFFIX):
             beside[key] = tensor
     configuration: dict[str, Any] = {
         "peft_type": "LORA",
@@ -69,6 +78,7 @@ def layout(
         "modules_to_save": None,
     }
     result = Layout(configuration, tensors)
+    _lay_out_rows(model, rows, state, beside, result)
     _lay_out_beside(model, beside, result)
     return result
 
@@ -119,7 +129,7 @@ def _lay_out_beside(model: nn.Module, beside: Mapping[str, Tensor], result: Layo
             if owner not in saved:
                 saved.append(owner)
             # A tied weight goes in under each of its names: PEFT looks them all up, and fails where one is missing.
-            for own, parameter in module.named_parameters():
+            for own, parameter in module.named_parameters(recurse=False):
                 result.tensors[f"{PREFIX}{owner}.{own}"] = values.get(id(parameter), parameter.detach())
     if not saved:
         return
@@ -132,12 +142,43 @@ def _lay_out_beside(model: nn.Module, beside: Mapping[str, Tensor], result: Layo
     result.configuration["modules_to_save"] = saved
 
 
+def _lay_out_rows(
+    model: nn.Module,
+    rows: Mapping[str, Sequence[int]],
+    state: Mapping[str, Tensor],
+    beside: dict[str, Tensor],
+    result: Layout,
+) -> None:
+    """Put token rows into ``trainable_token_indices``; where PEFT would get them wrong, the whole matrix goes beside.
+
+    PEFT's head with trained rows leaves out the head's bias, so a head that has one is stored whole.
+    """
+    head = output_head(model)
+    weight = None if head is None or getattr(head, "bias", None) is None else head.weight
+    indices: dict[str, list[int]] = {}
+    for module, ids in rows.items():
+        values_NH = state[module + SUFFIX]
+        matrix = own_names(model)[f"{module}.weight"]
+        if matrix is weight:
+            whole_VH = matrix.detach().clone()
+            whole_VH[list(ids)] = values_NH.to(whole_VH.dtype)
+            beside[f"{module}.weight"] = whole_VH
+            result.notes.append(
+                f"PEFT forgets the bias of `{module}` where single rows of it train: the whole matrix is stored"
+            )
+            continue
+        result.tensors[f"{PREFIX}{module}{ROWS_KEY}"] = values_NH
+        indices[module] = list(ids)
+    if indices:
+        result.configuration["trainable_token_indices"] = indices
+
+
 def _can_save(model: nn.Module, owner: str, module: nn.Module) -> bool:
     """Whether PEFT's ``modules_to_save`` can name this module and no other by its full name."""
-    if is_wrapped(module) or any(True for _ in module.children()) or not owner:
+    if is_wrapped(module) or any(name != ROWS_CHILD for name, _ in module.named_children()) or not owner:
         return False
     known = isinstance(module, nn.Embedding) or is_linear(module) or "norm" in type(module).__name__.lower()
-    names = [name for name, _ in model.named_modules(remove_duplicate=False) if name != owner]
+    names = [name for name, _ in model.named_modules(remove_duplicate=False) if not f"{name}.".startswith(f"{owner}.")]
     return known and not any(name.endswith(owner) or f".{owner}." in f".{name}." for name in names)
 
 

@@ -37,6 +37,13 @@ def _as_patterns(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+def _as_tokens(value: Any) -> Any:
+    tokens = value if isinstance(value, list) else [value]
+    if not tokens or not all((isinstance(item, str) and item) or (type(item) is int and item >= 0) for item in tokens):
+        raise ValueError("`train_tokens` is `auto`, `none`, or a list of token texts and ids")
+    return value if isinstance(value, list) or value in ("auto", "none") else tokens
+
+
 class LoraSection(Section):
     """Low-rank adaptation (Hu et al. 2021): W + alpha/r · B A with A random and B zero at the start."""
 
@@ -55,6 +62,9 @@ class LoraSection(Section):
     """Scale by 1/sqrt(rank) (Kalajdzievski 2023)."""
     also_train: list[str] = Field(default_factory=list)
     """Globs over parameter names that train fully beside the adapter, such as ``*embed_tokens*``."""
+    train_tokens: Annotated[Literal["auto", "none"] | list[str | int], BeforeValidator(_as_tokens)] = "auto"
+    """Tokens whose rows of the embedding and of the output head train beside the adapter, by text or id, while all other
+    rows are frozen. ``auto``: those of the chat template's own tokens that were never trained; ``none``: none."""
 
 
 def _default_type(value: Any) -> Any:

@@ -284,7 +284,6 @@ def change(folder, **values):
         ({"lora_bias": True}, "`lora_bias`"),
         ({"init_lora_weights": "pissa"}, "`pissa`"),
         ({"layer_replication": [[0, 1]]}, "`layer_replication`"),
-        ({"trainable_token_indices": [1]}, "`trainable_token_indices`"),
         ({"some_future_variant": {"on": 1}}, "`some_future_variant`"),
         ({"r": -1}, "greater than 0"),
     ],
