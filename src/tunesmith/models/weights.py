@@ -33,11 +33,12 @@ _COPY_AGAIN = "copy or download the file again"
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """One tensor of a file: shape, the format's type name (``BF16`` …) and its bytes on disk."""
+    """One tensor of a file: shape, the format's type name (``BF16`` …), its bytes on disk, and at which byte they start."""
 
     shape: tuple[int, ...]
     dtype: str
     num_bytes: int
+    offset: int = 0
 
     @property
     def num_elements(self) -> int:
@@ -107,7 +108,11 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         ) from None
     if 8 + len(payload) + end != size:
         raise _torn(path, size, f"its header expects {8 + len(payload) + end:,} bytes")
-    return {name: TensorInfo(shape, dtype, end - begin) for name, (shape, dtype, begin, end) in entries.items()}
+    start = 8 + len(payload)
+    return {
+        name: TensorInfo(shape, dtype, last - first, start + first)
+        for name, (shape, dtype, first, last) in entries.items()
+    }
 
 
 def _header(path: Path, size: int) -> bytes:
