@@ -83,6 +83,24 @@ def learn_habits(template: ChatTemplate, tokenizer: Tokenizer) -> Habits:
     )
 
 
+def control_tokens(template: ChatTemplate, tokenizer: Tokenizer) -> list[int]:
+    """Ids of the tokens of its own, outside plain text, that a template writes around turns and before an answer.
+
+    Read from conversations with and without a system message; what it writes for tools or pictures is not among them.
+    """
+    turns = tuple(Message("assistant" if number % 2 else "user", word) for number, word in enumerate(_WORDS))
+    system = Message("system", _WORDS[0])
+    seen: set[int] = set()
+    for messages in (turns, turns[:2], (system, *turns[:2])):
+        for length, prompting in ((len(messages), False), (len(messages) - 1, True)):
+            try:
+                text = template.render(messages[:length], add_generation_prompt=prompting)
+            except TemplateError:  # some templates take no system message, or one exchange only
+                continue
+            seen.update(tokenizer.encode(text))
+    return sorted(seen & (tokenizer.special_ids | tokenizer.added.keys()))
+
+
 def _lead(text: str, opening: str, before: str, word: str) -> str:
     """An opening as it was learnt, and what stands between it and the answer."""
     region = text[text.index(before) + len(before) : text.index(word)]
