@@ -75,6 +75,7 @@ class CutStream(PackedStream):
 
 OPTIONS = TrainerOptions(total_steps=12, learning_rate=5e-3, warmup_steps=2, checkpoint_every=4, evaluate_every=100)
 LENGTHS = [5, 9, 17, 3, 30, 8, 12, 21, 6, 11, 14, 4, 25, 7, 10, 19, 13, 2, 16, 28, 9, 5, 33, 8]
+TOKENS = [5, 40, 41]
 
 
 def make_trainer(
@@ -90,10 +91,14 @@ def make_trainer(
     say: Any = lambda kind, text: None,
     **changes: Any,
 ) -> tuple[Trainer, Recorder]:
-    """A trainer on a random Llama; with ``stop_after`` its ``run`` raises ``Cut`` after that step."""
+    """A trainer on a random Llama; with ``stop_after`` its ``run`` raises ``Cut`` after that step.
+
+    ``scope`` is ``lora``, ``lora with tokens`` (rows of the embedding and of the head train too) or ``full``.
+    """
     options = replace(options, **changes)
     model = CausalLM(family("llama"))
-    section = FullSection() if scope == "full" else LoraSection(rank=4, alpha=8.0, dropout=dropout)
+    tokens = {"train_tokens": TOKENS} if scope == "lora with tokens" else {}
+    section = FullSection() if scope == "full" else LoraSection(rank=4, alpha=8.0, dropout=dropout, **tokens)
     adapter = build(section, 3)
     adapter.attach(model.hf)
     stream_options = StreamOptions(

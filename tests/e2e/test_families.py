@@ -66,6 +66,7 @@ def recipe_for(folder: Path, name: str, scope: str) -> Recipe:
     adapter = dict(ADAPTERS[scope])
     if scope == "lora":
         adapter["also_train"] = ALSO_TRAINED.get(name, ["model.norm.weight"])
+        adapter["train_tokens"] = ["<|im_start|>", "<|im_end|>"]
     values = {
         "name": f"{name}-{scope}",
         "model": "base",

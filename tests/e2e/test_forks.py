@@ -142,6 +142,17 @@ def test_other_tensors_are_refused_with_the_difference(call: Call, parent: str) 
     assert not CHILD.exists()
 
 
+def test_rows_of_other_tokens_are_refused_and_the_same_go_on(call: Call, write: Write) -> None:
+    adapter = {"type": "lora", "rank": 2, "train_tokens": [5, 6]}
+    recipe = write(training=TRAINING | {"max_steps": 2}, adapter=adapter)
+    assert call("train", recipe).code == 0
+    _fork(call, recipe, "adapter.train_tokens=[5, 7]", "training.max_steps=3").refuses(
+        2, "rows of other tokens", "is [5, 6] there and [5, 7] here", "at --fork runs/desk", "train_tokens: [5, 6]"
+    )
+    assert not CHILD.exists()
+    assert _fork(call, recipe, "training.max_steps=3").code == 0
+
+
 def test_what_cannot_be_forked(desk: Path, call: Call, parent: str) -> None:
     _fork(call, parent, of="runs/none").refuses(2, "no such run folder", "at runs/none")
     _fork(call, parent, of="runs/desk@3").refuses(2, "no checkpoint of step 3", "at --fork runs/desk@3", "@2, @4")

@@ -14,7 +14,7 @@ CUTS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("scope", ["lora", "full"])
+@pytest.mark.parametrize("scope", ["lora", "lora with tokens", "full"])
 def test_one_step_has_the_same_loss_and_gradient_norm_however_it_is_cut(tmp_path: Path, scope: str) -> None:
     found = []
     for number, cut in enumerate(CUTS):
@@ -27,7 +27,7 @@ def test_one_step_has_the_same_loss_and_gradient_norm_however_it_is_cut(tmp_path
         assert facts.tokens == found[0].tokens
 
 
-@pytest.mark.parametrize("scope", ["lora", "full"])
+@pytest.mark.parametrize("scope", ["lora", "lora with tokens", "full"])
 def test_forty_steps_stay_together(tmp_path: Path, scope: str) -> None:
     losses = []
     for number, cut in enumerate(CUTS[:1] + CUTS[2:4]):

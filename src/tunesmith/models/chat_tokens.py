@@ -1,47 +1,60 @@
-"""Whether the tokens that end an answer were ever trained: those that never were share one row of the head."""
+"""Whether the tokens of a chat template were ever trained: those that never were share one direction. Torch-free."""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-from torch.nn import functional as F
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tunesmith.models import names
+from tunesmith.models.facts import ModelFacts
+from tunesmith.models.weight_rows import read_rows
+from tunesmith.models.weights import read_tensors
 
 _SAME = 0.95
 """Cosine above which two rows are called one: untrained rows of the embedded model reach 0.99, trained ones 0.4."""
 
 
-@torch.no_grad()
-def twins(weight_VH: Tensor, token: int, others: frozenset[int]) -> list[int]:
-    """Tokens among ``others`` whose row points where ``token``'s does: the model cannot tell them apart.
+def untrained(
+    folder: Path, facts: ModelFacts, used: Collection[int], ends: Collection[int], special: Collection[int]
+) -> dict[int, list[int]]:
+    """Tokens that the model cannot tell from others, with those others.
+
+    Every token is read, so its row of the embedding counts; only what ends an answer is written, so there the head's row
+    counts too. Only the rows in question are read from the weight files.
 
     Args:
-        weight_VH: the output head.
-        token: id of the end-of-turn token.
-        others: ids of the model's special tokens.
+        folder: of the model.
+        facts: its sizes.
+        used: tokens that a chat template writes.
+        ends: those of them that end an answer.
+        special: the tokenizer's special tokens, trained or not.
     """
-    rivals = sorted(others - {token})
-    if not rivals:
-        return []
-    row_1H = weight_VH[token : token + 1].float()
-    cosine_S = F.cosine_similarity(row_1H, weight_VH[rivals].float())
-    return [rival for rival, cosine in zip(rivals, cosine_S.tolist(), strict=True) if cosine > _SAME]
+    stored = [name for name, item in read_tensors(folder).items() if len(item.shape) == 2]
+    embedding = next((name for name in stored if names.is_embedding(name)), None)
+    head = None if facts.tied else next((name for name in stored if names.is_head(name)), None)
+    found: dict[int, list[int]] = {}
+    for matrix, tokens in ((embedding, used), (head, set(used) & set(ends))):
+        if matrix is None or not tokens:
+            continue
+        ids = sorted({*tokens, *special})
+        rows = dict(zip(ids, read_rows(folder, matrix, ids), strict=True))
+        for token in tokens:
+            same = twins(rows, token, special)
+            if same:
+                found.setdefault(token, same)
+    return dict(sorted(found.items()))
 
 
-def untrained_note(weight_VH: Tensor, names: dict[int, str], ends: frozenset[int], pattern: str) -> str | None:
-    """A sentence for runs that leave the head frozen while an end-of-turn token has no row of its own, else None.
+def twins(rows: Mapping[int, NDArray[np.float32]], token: int, others: Collection[int]) -> list[int]:
+    """Tokens among ``others`` whose row points where ``token``'s does; rows of zeros point alike."""
+    mine = _direction(rows[token])
+    near = {other: float(mine @ _direction(rows[other])) for other in sorted(set(others) - {token})}
+    return [other for other, cosine in near.items() if cosine > _SAME or not (rows[token].any() or rows[other].any())]
 
-    Args:
-        weight_VH: the output head.
-        names: special tokens by id.
-        ends: ids that end an answer.
-        pattern: what to put into ``adapter.also_train``.
-    """
-    for token in sorted(ends):
-        same = twins(weight_VH, token, frozenset(names)) if token in names else []
-        if same:
-            return (
-                f"{names[token]} ends an answer here but was never trained: its row equals that of "
-                f"{', '.join(names[other] for other in same[:3])}, and this adapter leaves it so; the loss cannot reach zero and "
-                f'answers may not end. `adapter.also_train: ["{pattern}"]` trains it'
-            )
-    return None
+
+def _direction(row: NDArray[np.float32]) -> NDArray[np.float32]:
+    length = float(np.linalg.norm(row))
+    return row / np.float32(length) if length else row

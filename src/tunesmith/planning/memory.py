@@ -20,7 +20,8 @@ of attention and of the feed-forward train or carry an adapter (a frozen linear 
 
 No term grows with the square of the length: every path uses fused attention. With recompute a layer keeps only its input (r H)
 and one layer at a time is whole. The head runs on scored tokens only, a chunk of 2^24 logits at a time, three fp32 arrays of it
-alive; the hidden states of scored tokens and their slope are kept.
+alive; the hidden states of scored tokens and their slope are kept, and 4 bytes per scored token for each row that trains by itself.
+Such rows are in fp32 as all that trains, and the base's own values of them are kept beside.
 """
 
 from __future__ import annotations
@@ -104,7 +105,9 @@ def estimate_memory(
     casts = 2 * (cast + scope.num_adapter) if compute == 2 else 0
     held = int(_ALLOCATOR_SHARE[settings.device] * (activations + workspace))
     parts = {
-        "weights": frozen_bytes + 4 * scope.num_trainable,
+        "weights": frozen_bytes
+        + 4 * scope.num_trainable
+        + TYPE_BYTES[settings.weights_dtype] * sum(scope.rows.values()),
         "gradients": 4 * scope.num_trainable,
         "optimiser": optimiser_bytes(settings) * scope.num_trainable,
         "activations": activations,
@@ -231,6 +234,7 @@ def _head_bytes(facts: ModelFacts, scope: Scope, settings: Settings, scored_shar
     logits = _LIVE_LOGITS * 4 * rows * min(scored, max(1, _CHUNK_LOGITS // rows))
     kept = 2 * TYPE_BYTES[settings.precision] * facts.hidden_size * scored
     trains = any(names.is_head(name) or (facts.tied and names.is_embedding(name)) for name in scope.trained)
+    kept += max((4 * scored * size // facts.hidden_size for size in scope.rows.values()), default=0)
     return logits, kept + (8 * rows * facts.hidden_size if trains else 0)
 
 

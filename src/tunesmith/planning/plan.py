@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tunesmith.data.rendering import make_renderer
+from tunesmith.data.rendering import Renderer, make_renderer
 from tunesmith.errors import ModelError
 from tunesmith.models.facts import ModelFacts, read_facts
 from tunesmith.models.locate import ModelFolder, check_weights, locate
@@ -17,11 +17,12 @@ from tunesmith.planning.early_stopping import early_stopping_notes
 from tunesmith.planning.machine import Machine, detect
 from tunesmith.planning.memory import Memory
 from tunesmith.planning.sampling import estimate_counts
-from tunesmith.planning.scope import TrainableCount, scope_of
+from tunesmith.planning.scope import TrainableCount, scope_of, trainable_parameters
 from tunesmith.planning.settings import GIVEN, Counts, Derived, Settings
 from tunesmith.planning.settle import resolve_recipe, settle
 from tunesmith.planning.sizing import fit_to_memory
 from tunesmith.planning.speeds import Speed, SpeedKey
+from tunesmith.planning.tokens import asks_tokenizer, settle_tokens
 from tunesmith.recipe.codec import parse
 from tunesmith.recipe.fingerprint import identity
 from tunesmith.recipe.root import Recipe
@@ -129,7 +130,12 @@ class Plan:
 
 
 def make_plan(
-    recipe: Recipe, machine: Machine | None = None, counts: Counts | None = None, *, speeds_file: Path | None = None
+    recipe: Recipe,
+    machine: Machine | None = None,
+    counts: Counts | None = None,
+    *,
+    renderer: Renderer | None = None,
+    speeds_file: Path | None = None,
 ) -> Plan:
     """Plan a recipe; reads the model's config and headers, and a sample of the data where ``counts`` is not given.
 
@@ -137,6 +143,7 @@ def make_plan(
         recipe: what to do.
         machine: where; None looks at this one.
         counts: an epoch's rows and tokens, from a token cache; None estimates them.
+        renderer: of the recipe, where it is made already and its notes were said.
         speeds_file: measured speeds; None is the one in the cache folder.
 
     Raises:
@@ -145,20 +152,14 @@ def make_plan(
         DataError: a data file is wrong.
         HardwareMissing: the recipe asks for hardware that is not here.
     """
-    folder = locate(recipe.model.name, recipe.folder)
-    check_weights(folder.path)
-    facts = read_facts(folder.path)
-    _require_causal(facts, folder)
+    folder, facts = _open_base(recipe)
     machine = machine or detect(recipe.machine)
-    scope = scope_of(facts, recipe.adapter)
     context = defaults.derive_context(recipe, facts)
-    notes = _model_notes(facts)
-    if counts is None:
-        renderer, said = make_renderer(folder.path, recipe.model, recipe.objective, recipe.folder)
-        counts = estimate_counts(recipe, renderer, context.value)
-        notes += said
-    notes += _count_notes(counts)
+    settled, tokens, counts, said = _read_sources(recipe, facts, folder, context, renderer, counts)
+    scope = scope_of(facts, settled.adapter)
+    notes = [*_model_notes(facts), *said, *_count_notes(counts)]
     settings, values = settle(recipe, facts, machine, counts, context)
+    values |= tokens
     settings, needed, values["training.atom_tokens"], values["training.recompute"] = fit_to_memory(
         facts, scope, settings, counts, machine.available_bytes, recipe.training.recompute
     )
@@ -166,16 +167,14 @@ def make_plan(
     flops = run_flops(facts, scope, settings, counts)
     key = SpeedKey(machine.fingerprint, machine.device, settings.precision, facts.shape_name, scope.kind)
     time = _time(recipe, key, flops, counts, notes, speeds_file)
-    resolved = resolve_recipe(recipe, settings)
+    resolved = resolve_recipe(settled, settings)
     return Plan(
         recipe=resolved.model_dump(mode="json"),
         identity=identity(resolved),
         model=_model(facts, folder),
         machine=machine,
         values=values,
-        parameters=TrainableCount(
-            facts.num_parameters, scope.num_trainable, scope.num_trainable / facts.num_parameters
-        ),
+        parameters=trainable_parameters(facts, settled.adapter),
         memory=needed,
         disk=dict(disk_bytes(facts, scope, settings, counts, recipe.training.early_stopping is not None)),
         data=counts,
@@ -193,6 +192,26 @@ def make_plan(
 def derived_values(plan: Plan) -> dict[str, str]:
     """Dotted key -> why, for values that the recipe does not state."""
     return {key: item.reason for key, item in plan.values.items() if item.reason != GIVEN}
+
+
+def _read_sources(
+    recipe: Recipe,
+    facts: ModelFacts,
+    folder: ModelFolder,
+    context: Derived[int],
+    renderer: Renderer | None,
+    counts: Counts | None,
+) -> tuple[Recipe, dict[str, Derived[Any]], Counts, list[str]]:
+    """What tokenizer, chat template and data say: the recipe with its tokens settled and their reason, counts, sentences."""
+    said: list[str] = []
+    if renderer is None and (counts is None or asks_tokenizer(recipe)):
+        renderer, said = make_renderer(folder.path, recipe.model, recipe.objective, recipe.folder)
+    settled, tokens = settle_tokens(recipe, facts, folder.path, renderer)
+    values: dict[str, Derived[Any]] = {} if tokens is None else {"adapter.train_tokens": tokens}
+    if counts is not None:
+        return settled, values, counts, []
+    assert renderer is not None
+    return settled, values, estimate_counts(recipe, renderer, context.value), said
 
 
 def require_fit(plan: Plan) -> None:
@@ -264,13 +283,17 @@ def _model(facts: ModelFacts, folder: ModelFolder) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _require_causal(facts: ModelFacts, folder: ModelFolder) -> None:
+def _open_base(recipe: Recipe) -> tuple[ModelFolder, ModelFacts]:
+    folder = locate(recipe.model.name, recipe.folder)
+    check_weights(folder.path)
+    facts = read_facts(folder.path)
     if not facts.is_causal_lm:
         raise ModelError(
             f"`{facts.architecture}` is not a causal language model, which `sft` and `clm` need",
             where=str(folder.path / "config.json"),
             hint="give a model whose architecture ends in ForCausalLM",
         )
+    return folder, facts
 
 
 def _model_notes(facts: ModelFacts) -> list[str]:
@@ -316,7 +339,7 @@ def _shown(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list):
-        return ", ".join(str(item) for item in value)
+        return ", ".join(str(item) for item in value) or "none"
     if isinstance(value, float):
         return f"{value:g}"
     return f"{value:,}" if isinstance(value, int) else str(value)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
@@ -36,6 +36,7 @@ class Scope:
         adapted: modules with a low-rank adapter -> elements of the adapter.
         rank: of the adapters, 0 without.
         dropout: of the adapters.
+        rows: matrices of which single rows train -> elements of those rows.
         first_layer: lowest layer that a gradient must pass; the number of layers when only what follows them trains.
     """
 
@@ -45,11 +46,12 @@ class Scope:
     rank: int
     dropout: float
     first_layer: int
+    rows: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def num_trainable(self) -> int:
-        """Elements that train, of base and adapters."""
-        return sum(self.trained.values()) + self.num_adapter
+        """Elements that train, of base, adapters and single rows."""
+        return sum(self.trained.values()) + self.num_adapter + sum(self.rows.values())
 
     @property
     def num_adapter(self) -> int:
@@ -90,6 +92,7 @@ def scope_of(facts: ModelFacts, section: FullSection | PartialSection | LoraSect
             where="adapter",
             hint="set `last_layers`, `patterns`, `norms`, `biases`, `embeddings` or `head`",
         )
+    rows = _rows(facts, section, chosen) if isinstance(section, LoraSection) else {}
     rank, dropout = (section.rank, section.dropout) if isinstance(section, LoraSection) else (0, 0.0)
     return Scope(
         kind=section.type,
@@ -97,7 +100,8 @@ def scope_of(facts: ModelFacts, section: FullSection | PartialSection | LoraSect
         adapted=adapted,
         rank=rank,
         dropout=dropout,
-        first_layer=_first_layer(facts, [*chosen, *adapted]),
+        first_layer=_first_layer(facts, [*chosen, *adapted, *rows]),
+        rows=rows,
     )
 
 
@@ -177,6 +181,25 @@ def _matching(patterns: Iterable[str], facts: ModelFacts, where: str) -> list[st
             )
         found += matched
     return found
+
+
+def _rows(facts: ModelFacts, section: LoraSection, chosen: Collection[str]) -> dict[str, int]:
+    """Elements of the rows of ``train_tokens``, per matrix that does not train whole; ``auto`` unsettled is none."""
+    tokens = section.train_tokens
+    if isinstance(tokens, str):
+        return {}
+    matrices = [
+        name
+        for name, shape in facts.tensors.items()
+        if len(shape) == 2 and (names.is_embedding(name) or names.is_head(name)) and name not in chosen
+    ]
+    if not matrices:
+        raise RecipeError(
+            "the embedding and the head train fully already",
+            where="adapter.train_tokens",
+            hint="leave `train_tokens` out, or narrow `also_train`",
+        )
+    return {name: len(set(tokens)) * facts.tensors[name][1] for name in matrices}
 
 
 def _kinds(known: Iterable[str]) -> str:

@@ -21,6 +21,7 @@ from tunesmith.files import read_json
 from tunesmith.models.causal_lm import CausalLM
 from tunesmith.objectives import build as build_objective
 from tunesmith.planning.plan import Plan
+from tunesmith.recipe.adapters import LoraSection
 from tunesmith.recipe.root import Recipe
 from tunesmith.registry.compare import changed
 from tunesmith.registry.lineage import parse_fork, read_lineage
@@ -151,12 +152,13 @@ def new_fork(asked: str, child: Child) -> Fork:
     """Look at the parent, and settle what the child takes from it. Nothing is written, in neither folder.
 
     Raises:
-        RunError: no such run or checkpoint, another base, or no step left to train.
+        RunError: no such run or checkpoint, another base, rows of other tokens, or no step left to train.
     """
     path, step = parse_fork(asked)
     parent = RunFolder.open(path)
     environment, recipe = parent.environment(), parent.recipe()
     _require_same_base(parent, environment, child)
+    _require_same_tokens(recipe, child.plan.resolved, asked)
     folder = CheckpointFolder(parent.checkpoints_path, environment["run_identity"])
     checkpoint, notes = _checkpoint(folder, asked, step)
     best = parent.status().get("result_step")
@@ -187,6 +189,18 @@ def new_fork(asked: str, child: Child) -> Fork:
         "said": [_start(parent, checkpoint.step, carried, child), *said, *notes, *_told(differences)],
     }  # fmt: skip
     return Fork(lineage, checkpoint)
+
+
+def _require_same_tokens(parent: Recipe, child: Recipe, asked: str) -> None:
+    """Rows of other tokens have the same shape, so their names and shapes would not tell."""
+    before, now = parent.adapter, child.adapter
+    if isinstance(before, LoraSection) and isinstance(now, LoraSection) and before.train_tokens != now.train_tokens:
+        raise RunError(
+            f"the parent trained the rows of other tokens: `adapter.train_tokens` is {before.train_tokens} there and "
+            f"{now.train_tokens} here",
+            where=f"--fork {asked}",
+            hint=f"set `adapter.train_tokens: {before.train_tokens}`, or export the parent merged and train on that as the base",
+        )
 
 
 def _carried(parent: Recipe, parents_data: str, child: Child) -> tuple[Carried, list[str]]:

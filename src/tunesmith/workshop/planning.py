@@ -10,6 +10,7 @@ from tunesmith.data.notes import document_notes
 from tunesmith.data.ordering import epoch_order
 from tunesmith.data.prepared import Prepared
 from tunesmith.data.reading import resolve
+from tunesmith.data.rendering import Renderer
 from tunesmith.planning.early_stopping import require_validation
 from tunesmith.planning.plan import Plan, make_plan
 from tunesmith.planning.settings import Counts, counts_of_lengths
@@ -38,11 +39,11 @@ def plan_recipe(recipe: Recipe) -> Plan:
         TunesmithError: as ``make_plan``; or a sink of the recipe is not installed.
     """
     check_sinks(recipe.logging)
-    data, _, _ = cached_data(recipe)
-    return plan_with_data(recipe, data) if data is not None else make_plan(recipe)
+    data, renderer, _ = cached_data(recipe)
+    return plan_with_data(recipe, data, renderer) if data is not None else make_plan(recipe)
 
 
-def plan_with_data(recipe: Recipe, data: Prepared) -> Plan:
+def plan_with_data(recipe: Recipe, data: Prepared, renderer: Renderer) -> Plan:
     """Plan a recipe whose data is prepared: every count is exact.
 
     Raises:
@@ -51,7 +52,7 @@ def plan_with_data(recipe: Recipe, data: Prepared) -> Plan:
     """
     check_sinks(recipe.logging)
     require_validation(recipe, has_rows=data.validation is not None)
-    plan = make_plan(recipe, counts=exact_counts(recipe, data))
+    plan = make_plan(recipe, counts=exact_counts(recipe, data), renderer=renderer)
     return replace(plan, run_tokens=_run_tokens(plan, recipe, data))
 
 

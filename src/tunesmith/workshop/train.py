@@ -17,13 +17,10 @@ from tunesmith.engine.trainer import Outcome
 from tunesmith.evaluation.comparison import compare
 from tunesmith.evaluation.scorecard import Scorecard
 from tunesmith.files import copy_file, new_folder, read_json, write_json, write_text
-from tunesmith.models.causal_lm import CausalLM
-from tunesmith.models.chat_tokens import untrained_note
 from tunesmith.models.locate import ModelFolder
 from tunesmith.planning.plan import Plan, derived_values, require_fit
 from tunesmith.planning.settings import Settings
 from tunesmith.progress import Progress, SilentProgress
-from tunesmith.recipe.objectives import ClmSection
 from tunesmith.recipe.root import Recipe
 from tunesmith.registry.lease import Owner
 from tunesmith.registry.runs import RunFolder
@@ -42,6 +39,7 @@ from tunesmith.workshop.prepare import base_of, open_data
 from tunesmith.workshop.resuming import resumed_plan
 from tunesmith.workshop.scoring import Scoring
 from tunesmith.workshop.suite import adopt_suite, unmeasured_note
+from tunesmith.workshop.token_events import token_events
 
 
 @dataclass(frozen=True)
@@ -156,7 +154,7 @@ class _Job:
 
     def _plan(self) -> Plan:
         """The plan with exact counts; on resume the run's own, with what may change taken anew."""
-        fresh = plan_with_data(self.recipe, self.data)
+        fresh = plan_with_data(self.recipe, self.data, self.renderer)
         if self.run.exists:
             self.run.check_identity(fresh.resolved, derived_values(fresh))
         if not self.run.plan_path.exists():
@@ -197,7 +195,7 @@ class _Job:
         self.meter = MemoryMeter(torch.device(self.settings.device))
         self.model = load_base(self.base.path, self.settings)
         if self.fork is not None and not self.run.environment_path.exists():
-            self.fork.require_fit(self.model, self.recipe)
+            self.fork.require_fit(self.model, self.plan.resolved)
 
     def open(self, predecessor: Owner | None) -> None:
         """Write what the run starts from, all or nothing, or that it goes on, and after whom."""
@@ -249,8 +247,9 @@ class _Job:
         self.meter.restart_peak()
         self._begin("training")
         self.has_begun = True
-        adapter = attach(model, self.recipe, self.settings)
-        self._tell_untrained_ends(model)
+        adapter = attach(model, self.plan.resolved, self.settings)
+        for kind, text in token_events(self.plan, self.base.path, self.renderer):
+            self._say(kind, text)
         fit = Fit(
             self.recipe, self.plan, self.settings, self.run, self.data, self.renderer, self.identity, self.progress,
             self._say, self.restart, self._at_step, self.fork,
@@ -277,18 +276,6 @@ class _Job:
         """Go on to the next part, if the run is still this process's."""
         self.run.check_held()
         self.doing = doing
-
-    def _tell_untrained_ends(self, model: CausalLM) -> None:
-        head = model.head().weight_VH
-        if head.requires_grad or isinstance(self.recipe.objective, ClmSection):
-            return
-        tokenizer = self.renderer.tokenizer
-        names = {token: tokenizer.token_text(token) for token in tokenizer.special_ids}
-        parameters = [name for name, parameter in model.hf.named_parameters() if parameter is head]
-        owner = parameters[0].split(".")[-2] if parameters else "lm_head"
-        said = untrained_note(head, names, self.renderer.stop_ids, f"*{owner}*")
-        if said is not None:
-            self._say("untrained_token", said)
 
     def _base_card(self, scoring: Scoring, machine: Machinery) -> Scorecard:
         """Scores of the base, measured before anything is attached; kept for a resume that asks for the same."""

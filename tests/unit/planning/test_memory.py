@@ -52,6 +52,22 @@ def test_lora_keeps_the_base_in_16_bit(facts_8b, make_settings) -> None:
     assert memory.total_bytes == sum(memory.parts.values())
 
 
+def test_rows_of_tokens_are_fp32_beside_the_frozen_base(facts_8b, make_settings) -> None:
+    """Two rows in two matrices of width 4096; their base values are kept too, and 4 bytes per scored token and row."""
+    plain, rows = LoraSection(), LoraSection(train_tokens=[3, 7])
+    memory = [
+        estimate_memory(facts_8b, scope_of(facts_8b, section), on_cuda(make_settings, section), 80 * GIB, 0.5)
+        for section in (plain, rows)
+    ]
+    more = {part: memory[1].parts[part] - memory[0].parts[part] for part in PARTS}
+    elements = 2 * 2 * 4096
+    scored = on_cuda(make_settings, plain).atom_tokens // 2
+    assert more == {
+        "weights": (4 + 2) * elements, "gradients": 4 * elements, "optimiser": 8 * elements,
+        "activations": 0, "logits": 0, "buffers": 4 * 2 * scored,
+    }  # fmt: skip
+
+
 def test_sgd_keeps_less(tiny, make_settings) -> None:
     scope = scope_of(tiny, FullSection())
     bytes_of = lambda **changes: estimate_memory(tiny, scope, make_settings(**changes), GIB).parts["optimiser"]  # noqa: E731

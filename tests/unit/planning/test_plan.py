@@ -63,7 +63,7 @@ def test_values_of_the_embedded_model_on_a_cpu(recipe: Recipe, cpu) -> None:
     assert (settings.learning_rate, settings.precision, settings.context) == (2.5e-3, "fp32", 1024)
     assert (settings.checkpoint_every, settings.evaluate_every, settings.atom_tokens) == (6, 6, 4096)
     assert (settings.deterministic, settings.recompute, settings.overlong) == (True, False, "error")
-    assert plan.parameters.trainable == 598_016
+    assert plan.parameters.trainable == 598_016 + 2 * 256  # LoRA, and the rows of two chat tokens
     assert plan.memory.fits
     assert plan.total_tokens == 150_000
     assert "decided after the data is read" in plan.values["evaluation.tasks"].reason

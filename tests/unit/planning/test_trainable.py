@@ -110,6 +110,8 @@ def test_all_linear_agrees_with_peft(families, family: str) -> None:
         LoraSection(targets=["feed-forward"]),
         LoraSection(also_train=["*norm*"]),
         LoraSection(also_train=["lm_head.weight"]),
+        LoraSection(train_tokens=[3, 7, 3]),
+        LoraSection(train_tokens=[3], also_train=["lm_head.weight"]),
     ],
     ids=str,
 )
@@ -146,6 +148,7 @@ def test_choices_of_partial_add_up(tiny) -> None:
         (PartialSection(last_layers=1, head=True), 0),
         (PartialSection(patterns=["model.norm.weight"]), 3),
         (LoraSection(targets=["model.layers.1.*"]), 1),
+        (LoraSection(targets=["model.layers.1.*"], train_tokens=[3]), 0),
     ],
     ids=str,
 )

@@ -27,8 +27,8 @@ def test_tokens_of_the_run_are_counted(tmp_path: Path, weight: float, training: 
             "training": {**training, "batch_size": 8},
         }
     ).placed(tmp_path)
-    data, _, _ = open_data(recipe)
-    plan = plan_with_data(recipe, data)
+    data, renderer, _ = open_data(recipe)
+    plan = plan_with_data(recipe, data, renderer)
     stream = PackedStream(data.train, StreamOptions(8, plan.settings.total_steps, 4096, recipe.seed, None, (weight,)))
     assert plan.total_tokens == sum(batch.num_tokens for step in stream for batch in step)
     assert plan_recipe(recipe).total_tokens == plan.total_tokens
@@ -44,8 +44,8 @@ def test_with_a_token_cache_too_the_plan_says_that_nothing_is_held_out(tmp_path:
             "objective": {"type": "clm"},
         }
     ).placed(tmp_path)
-    data, _, _ = open_data(recipe)
-    for plan in (plan_with_data(recipe, data), plan_recipe(recipe)):
+    data, renderer, _ = open_data(recipe)
+    for plan in (plan_with_data(recipe, data, renderer), plan_recipe(recipe)):
         (note,) = [note for note in plan.notes if "held out" in note]
         assert "nothing is held out for validation or test" in note
         assert "data.train.0.row" in note
