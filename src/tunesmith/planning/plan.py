@@ -17,7 +17,7 @@ from tunesmith.planning.early_stopping import early_stopping_notes
 from tunesmith.planning.machine import Machine, detect
 from tunesmith.planning.memory import Memory
 from tunesmith.planning.sampling import estimate_counts
-from tunesmith.planning.scope import TrainableCount, scope_of, trainable_parameters
+from tunesmith.planning.scope import TrainableCount, scope_of, trainable_parameters, wide_rank_notes
 from tunesmith.planning.settings import GIVEN, Counts, Derived, Settings
 from tunesmith.planning.settle import resolve_recipe, settle
 from tunesmith.planning.sizing import fit_to_memory
@@ -157,7 +157,7 @@ def make_plan(
     context = defaults.derive_context(recipe, facts)
     settled, tokens, counts, said = _read_sources(recipe, facts, folder, context, renderer, counts)
     scope = scope_of(facts, settled.adapter)
-    notes = [*_model_notes(facts), *said, *_count_notes(counts)]
+    notes = [*_model_notes(facts), *said, *_count_notes(counts), *wide_rank_notes(facts, scope)]
     settings, values = settle(recipe, facts, machine, counts, context)
     values |= tokens
     settings, needed, values["training.atom_tokens"], values["training.recompute"] = fit_to_memory(

@@ -105,6 +105,23 @@ def scope_of(facts: ModelFacts, section: FullSection | PartialSection | LoraSect
     )
 
 
+def wide_rank_notes(facts: ModelFacts, scope: Scope) -> list[str]:
+    """A sentence on each kind of layer whose smaller side the rank exceeds, in which no update has that rank."""
+    kinds: dict[tuple[str, int], int] = {}
+    for name in scope.adapted:
+        narrow = min(facts.tensors[f"{name}.weight"])
+        if narrow < scope.rank:
+            kind = (name.rpartition(".")[2], narrow)
+            kinds[kind] = kinds.get(kind, 0) + 1
+    if not kinds:
+        return []
+    shown = ", ".join(f"{name} ({count} of width {width})" for (name, width), count in kinds.items())
+    return [
+        f"`adapter.rank` is {scope.rank}, more than the smaller side of {shown}: an update there has at most that rank, and the "
+        "rest of the parameters trains for nothing"
+    ]
+
+
 def lora_targets(facts: ModelFacts, targets: Iterable[str]) -> list[str]:
     """Modules that the targets name, in the model's order.
 

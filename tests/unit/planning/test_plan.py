@@ -182,3 +182,25 @@ def test_overrides_reach_the_plan(recipe: Recipe, cpu) -> None:
     (recipe.folder / "r.json").write_text(json.dumps(json.loads(recipe.model_dump_json(exclude_unset=True))))
     made = load(recipe.folder / "r.json", "training.batch_size=10", "training.epochs=1")
     assert make_plan(made, cpu, COUNTS).settings.total_steps == 56
+
+
+NARROW = {"k_proj (8 of width 128)", "v_proj (8 of width 128)"}
+WIDE = {f"{name} (8 of width 256)" for name in ("q_proj", "o_proj", "gate_proj", "up_proj", "down_proj")}
+
+
+@pytest.mark.parametrize(("rank", "kinds"), [(129, NARROW), (256, NARROW), (257, NARROW | WIDE)])
+def test_a_rank_beyond_a_layers_width_is_said(recipe: Recipe, cpu, rank: int, kinds: set[str]) -> None:
+    """Keys and values of the embedded model have 128 outputs, all else is at least 256 wide."""
+    (note,) = [
+        note
+        for note in make_plan(changed(recipe, adapter={"type": "lora", "rank": rank}), cpu, COUNTS).notes
+        if "`adapter.rank`" in note
+    ]
+    assert f"`adapter.rank` is {rank}, more than" in note
+    listed = note.partition("smaller side of ")[2].partition(":")[0]
+    assert set(listed.split(", ")) == kinds
+
+
+@pytest.mark.parametrize("adapter", [{"type": "lora", "rank": 128}, {"type": "full"}])
+def test_a_rank_that_fits_is_not_talked_about(recipe: Recipe, cpu, adapter: dict) -> None:
+    assert not any("`adapter.rank`" in note for note in make_plan(changed(recipe, adapter=adapter), cpu, COUNTS).notes)
