@@ -61,6 +61,24 @@ def test_a_finished_run_has_nothing_to_do(desk: Path, call: Call, write: Write) 
     assert (RUN / "report.html").exists()
 
 
+def test_what_needs_no_model_loads_no_torch(desk: Path, call: Call, write: Write) -> None:
+    recipe = write()
+    assert call("train", recipe).code == 0
+    for code, arguments, words in (
+        (0, ["train", recipe], "nothing to do: runs/desk is finished"),
+        (2, ["train", write("other.yaml", adapter__rank=3), "--run", str(RUN)], "adapter.rank: 2 -> 3"),
+        (2, ["export", "nosuch", "out"], "there is no such run folder"),
+        (0, ["report", "desk"], "report.html"),
+    ):
+        program = (
+            f"import sys; from tunesmith.cli.main import run; assert run({arguments}) == {code}; "
+            "assert not {'torch', 'transformers'} & set(sys.modules)"
+        )
+        done = subprocess.run([sys.executable, "-c", program], check=False, timeout=60, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert words in done.stdout + done.stderr
+
+
 def test_a_folder_that_holds_other_files(desk: Path, call: Call, write: Write) -> None:
     RUN.mkdir(parents=True)
     (RUN / "mine.txt").write_text("mine")

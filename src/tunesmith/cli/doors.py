@@ -16,12 +16,14 @@ if TYPE_CHECKING:
     from tunesmith.workshop.planning import plan_recipe
     from tunesmith.workshop.prepare import open_data
     from tunesmith.workshop.report import report
+    from tunesmith.workshop.start import finished_run
     from tunesmith.workshop.train import train
 
 __all__ = [
     "demo",
     "evaluate",
     "export",
+    "finished_run",
     "open_answerer",
     "open_data",
     "plan_recipe",
@@ -33,6 +35,7 @@ USE_CASES: dict[str, str] = {
     "demo": "tunesmith.workshop.demo:demo",
     "evaluate": "tunesmith.workshop.evaluate:evaluate",
     "export": "tunesmith.workshop.export:export",
+    "finished_run": "tunesmith.workshop.start:finished_run",
     "open_answerer": "tunesmith.workshop.ask:open_answerer",
     "open_data": "tunesmith.workshop.prepare:open_data",
     "plan_recipe": "tunesmith.workshop.planning:plan_recipe",

@@ -20,7 +20,7 @@ from tunesmith.reports.terminal import headline
 from tunesmith.reports.wording import count, number
 
 if TYPE_CHECKING:
-    from tunesmith.workshop.train import Run
+    from tunesmith.workshop.start import Run
 
 
 @click.command(cls=Verb)
@@ -45,7 +45,9 @@ def train(
     plan = doors.plan_recipe(read)
     progress = open_progress()
     try:
-        run = doors.train(plan, run_folder, progress=progress, restart=restart, fork=fork)
+        run = None if fork else doors.finished_run(plan, run_folder, progress)
+        if run is None:
+            run = doors.train(plan, run_folder, progress=progress, restart=restart, fork=fork)
     except (Interrupted, GuardStopped):
         if terminal.as_json and (status := _status(run_folder)) is not None:
             terminal.emit({"run": str(run_folder), **status})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,8 @@ from tunesmith.engine.randomness import use_deterministic
 from tunesmith.engine.trainer import Outcome
 from tunesmith.evaluation.comparison import compare
 from tunesmith.evaluation.scorecard import Scorecard
-from tunesmith.files import copy_file, new_folder, read_json, write_json, write_text
-from tunesmith.models.locate import ModelFolder
-from tunesmith.planning.plan import Plan, derived_values, require_fit
-from tunesmith.planning.settings import Settings
+from tunesmith.files import copy_file, new_folder, write_json, write_text
+from tunesmith.planning.plan import Plan, require_fit
 from tunesmith.progress import Progress, SilentProgress
 from tunesmith.recipe.root import Recipe
 from tunesmith.registry.lease import Owner
@@ -31,28 +28,14 @@ from tunesmith.workshop.endings import recorded
 from tunesmith.workshop.environment import MemoryMeter, environment, environment_differences
 from tunesmith.workshop.fitting import Fit, check_finite
 from tunesmith.workshop.forking import Child, find_fork, new_fork
-from tunesmith.workshop.inputs import changed_inputs, inputs_of, run_identity
+from tunesmith.workshop.inputs import inputs_of, run_identity
 from tunesmith.workshop.machinery import Machinery, assemble, attach, load_base
 from tunesmith.workshop.model_files import write_model
-from tunesmith.workshop.planning import plan_with_data, remember_speed
-from tunesmith.workshop.prepare import base_of, open_data
-from tunesmith.workshop.resuming import resumed_plan
+from tunesmith.workshop.planning import remember_speed
 from tunesmith.workshop.scoring import Scoring
-from tunesmith.workshop.suite import adopt_suite, unmeasured_note
+from tunesmith.workshop.start import Run, Start, is_done, summary
+from tunesmith.workshop.suite import adopt_suite
 from tunesmith.workshop.token_events import token_events
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run on disk. ``loss`` is the last step's, in nats per trained token."""
-
-    folder: Path
-    status: str
-    steps: int
-    tokens: int
-    loss: float | None
-    nothing_to_do: bool = False
-    scorecards: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def train(
@@ -84,7 +67,7 @@ def train(
     run = RunFolder(Path(run_folder))
     run.check_free()
     recipe = plan.source or plan.resolved
-    if _is_done(run) and run.report_path.exists():
+    if is_done(run) and run.report_path.exists():
         job = _Job(recipe, run, progress, restart, fork)
         job.check_unchanged()
         return job.found_finished()
@@ -92,7 +75,7 @@ def train(
         job = _Job(recipe, run, progress, restart, fork)
         job.check_unchanged()
         job.sweep()
-        if _is_done(run):  # another process was quicker, or one was cut off before the papers
+        if is_done(run):  # another process was quicker, or one was cut off before the papers
             job.tell_swept()
             if not run.report_path.exists():
                 write_papers(run)
@@ -101,36 +84,18 @@ def train(
         job.open(held.predecessor)
         with recorded(run, job):
             job.train()
-    return _finished(run)
+    return summary(run)
 
 
-def _is_done(run: RunFolder) -> bool:
-    return run.exists and run.status()["status"] == "done"
-
-
-def _finished(run: RunFolder, *, nothing_to_do: bool = False) -> Run:
-    status = run.status()
-    return Run(
-        folder=run.path,
-        status=status["status"],
-        steps=int(status.get("step", 0)),
-        tokens=int(status.get("tokens", 0)),
-        loss=status.get("loss"),
-        nothing_to_do=nothing_to_do,
-        scorecards=run.scorecards(),
-    )
-
-
-class _Job:
+class _Job(Start):
     """One call of ``train``: everything that is open while it lasts."""
 
     def __init__(
         self, recipe: Recipe, run: RunFolder, progress: Progress, restart: bool = False, fork: str | None = None
     ) -> None:
-        self.recipe = recipe
+        self.fork = find_fork(fork, run)
+        super().__init__(recipe, run, progress)
         self.restart = restart
-        self.run = run
-        self.progress = progress
         self.step = 0
         self.doing = "preparing"
         self.has_begun = False
@@ -139,44 +104,11 @@ class _Job:
         self.scoring: Scoring
         self.result_step = 0
         self.swept: list[str] = []
-        self.base: ModelFolder = base_of(recipe)
-        self.data, self.renderer, notes = open_data(recipe, notify=progress.note)
-        self.notes = notes
-        self.fork = find_fork(fork, run)
-        self.plan = self._plan()
-        self.settings: Settings = self.plan.settings
         if fork is not None and self.fork is None:
             inputs = inputs_of(recipe, self.renderer, self.base)
             self.fork = new_fork(fork, Child(self.plan, self.data, self.base.sha256, inputs))
-        self.identity = run_identity(
-            self.plan.resolved, self.data, self.base, self.fork.identity if self.fork is not None else None
-        )
-
-    def _plan(self) -> Plan:
-        """The plan with exact counts; on resume the run's own, with what may change taken anew."""
-        fresh = plan_with_data(self.recipe, self.data, self.renderer)
-        if self.run.exists:
-            self.run.check_identity(fresh.resolved, derived_values(fresh))
-        if not self.run.plan_path.exists():
-            return fresh
-        plan, said = resumed_plan(Plan.from_json(read_json(self.run.plan_path)), fresh, self.recipe, self.run)
-        self.notes = [*self.notes, *said]
-        return plan
-
-    def check_unchanged(self) -> None:
-        """Refuse to go on with, or call finished, a run whose data or base is no longer what it was."""
-        if not self.run.environment_path.exists():
-            return
-        if self.run.environment()["run_identity"] == self.identity:
-            return
-        raise changed_inputs(self.run, self.recipe, self.renderer, self.base)
-
-    def found_finished(self) -> Run:
-        """The run as it is; says so where the recipe asks for another evaluation."""
-        note = unmeasured_note(self.run, self.recipe)
-        if note is not None:
-            self.progress.note(note)
-        return _finished(self.run, nothing_to_do=True)
+        if self.fork is not None:
+            self.identity = run_identity(self.plan.resolved, self.data, self.base, self.fork.identity)
 
     def sweep(self) -> None:
         """Remove what a process that was killed left half-written; only under the lease."""
