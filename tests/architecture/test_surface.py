@@ -29,6 +29,7 @@ SURFACE: dict[str, tuple[list[str], list[str]]] = {
     "report": (["RUN"], ["--json"]),
     "runs compare": (["RUN", "OTHER"], ["--json"]),
     "runs list": ([], ["--json", "--root"]),
+    "runs reproduce": (["RUN"], ["--into", "--json"]),
     "runs show": (["RUN"], ["--json"]),
     "schema": ([], ["--json"]),
     "train": (["RECIPE", "[SECTION.KEY=VALUE]..."], ["--fork", "--json", "--restart", "--run"]),

@@ -24,7 +24,7 @@ from tests.tiny import desk_model
 from tunesmith.disk import use_disk
 from tunesmith.evaluation.scorecard import Scorecard
 from tunesmith.registry import line_files, run_folder
-from tunesmith.workshop import scoring, train
+from tunesmith.workshop import results, scoring, train
 from tunesmith.workshop.machinery import attach
 
 RUN = Path("runs/desk")
@@ -242,7 +242,7 @@ def test_a_full_disk_in_training_stops_and_can_go_on(
         if full == "metrics":
             stack.enter_context(use_disk(FaultyDisk(1, "full", only=lambda path: path.name == "metrics.jsonl")))
         if full == "result":
-            patch.setattr(train, "write_adapter", _raises(no_space))
+            patch.setattr(results, "write_adapter", _raises(no_space))
         if full == "everything":
             begin = attach
 
@@ -284,7 +284,7 @@ def test_a_limit_on_files_met_by_the_tensors_themselves(desk: Path, write: Write
     [
         (scoring.Scoring, "score", signal.SIGTERM),
         (scoring.Scoring, "score", signal.SIGINT),
-        (train, "write_adapter", signal.SIGTERM),
+        (results, "write_adapter", signal.SIGTERM),
     ],
 )
 def test_a_signal_outside_the_loop_is_an_interruption(

@@ -135,6 +135,14 @@ def test_what_this_machine_would_choose_otherwise_can_be_stated(
         assert "nothing to do" in call("train", begun, *stated.split()).err
 
 
+def test_the_resolved_recipe_of_a_run_is_its_recipe(desk: Path, call: Call, begun: str) -> None:
+    """Nothing is unset in it: what the run left open, such as `data.overlong`, must not look like a change."""
+    (RUN / "report.html").unlink()
+    said = call("train", RUN / "recipe.json", "--run", RUN)
+    assert said.code == 0, said.err
+    assert "nothing to do" in said.err
+
+
 def _interrupted(call: Call, write: Write, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> str:
     """A run that broke off after its last step, before its result was written."""
     recipe = write(training__max_steps=4, training__checkpoint_every=1, **changes)

@@ -71,6 +71,11 @@ def test_a_longer_child_goes_on_as_if_the_parent_had_been_longer(call: Call, wri
     assert all(value for name, value in lineage["carried"].items() if name != "loss_scale")
 
 
+def test_the_parents_own_resolved_recipe_is_no_other_data(call: Call, parent: str) -> None:
+    assert _fork(call, "runs/desk/recipe.json", "training.max_steps=6", of="desk").code == 0  # by its name, too
+    assert _lineage()["starts_at"] == 4
+
+
 def test_an_earlier_step_can_be_named(call: Call, parent: str) -> None:
     assert _fork(call, parent, "training.learning_rate=2e-3", of="runs/desk@2").code == 0
     assert [line["step"] for line in _metrics(CHILD) if "loss" in line] == [3, 4]

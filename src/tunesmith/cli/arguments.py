@@ -12,6 +12,7 @@ from tunesmith import embedded
 from tunesmith.cli.terminal import Terminal
 from tunesmith.recipe import codec
 from tunesmith.recipe.root import Recipe
+from tunesmith.registry.lineage import parse_fork
 from tunesmith.registry.runs import find_run
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -28,6 +29,19 @@ def _model(context: click.Context, parameter: click.Parameter, value: str | None
 def run_argument(name: str, metavar: str = "RUN") -> Callable[[Function], Function]:
     """A run folder as ``name``: a path, or what ``tunesmith runs list`` calls it."""
     return click.argument(name, metavar=metavar, type=click.Path(path_type=Path), callback=_run)
+
+
+def _parent(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    if value is None:
+        return None
+    path, step = parse_fork(value)
+    return str(find_run(path)) + (f"@{step}" if step is not None else "")
+
+
+def fork_option(function: Function) -> Function:
+    """``--fork RUN[@STEP]``, as ``fork``; the name of a run means its folder."""
+    words = "Start a child run from a checkpoint of another run."
+    return click.option("--fork", metavar="RUN[@STEP]", default=None, callback=_parent, help=words)(function)
 
 
 def model_argument(function: Function) -> Function:

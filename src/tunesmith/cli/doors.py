@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tunesmith.workshop.planning import plan_recipe
     from tunesmith.workshop.prepare import open_data
     from tunesmith.workshop.report import report
+    from tunesmith.workshop.reproducing import reproduce
     from tunesmith.workshop.start import finished_run
     from tunesmith.workshop.train import train
 
@@ -28,6 +29,7 @@ __all__ = [
     "open_data",
     "plan_recipe",
     "report",
+    "reproduce",
     "train",
 ]
 
@@ -40,6 +42,7 @@ USE_CASES: dict[str, str] = {
     "open_data": "tunesmith.workshop.prepare:open_data",
     "plan_recipe": "tunesmith.workshop.planning:plan_recipe",
     "report": "tunesmith.workshop.report:report",
+    "reproduce": "tunesmith.workshop.reproducing:reproduce",
     "train": "tunesmith.workshop.train:train",
 }
 

@@ -1,4 +1,4 @@
-"""``tunesmith runs list``, ``show`` and ``compare``."""
+"""``tunesmith runs list``, ``show``, ``compare`` and ``reproduce``."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from typing import Any
 
 import click
 
+from tunesmith.cli import doors
 from tunesmith.cli.arguments import run_argument
 from tunesmith.cli.command import Verb, VerbGroup
+from tunesmith.cli.progress import open_progress
 from tunesmith.cli.scores import comparison_lines, measure_name, scorecard_lines
 from tunesmith.cli.terminal import Terminal, table
+from tunesmith.errors import GateRefused
 from tunesmith.registry.compare import compare_runs, curves
 from tunesmith.registry.lineage import lineage_line, read_lineage
 from tunesmith.registry.runs import RUNS, RunFolder, RunSummary, list_runs, summarise
@@ -25,7 +28,7 @@ _SPARK_POINTS = 32
 
 @click.group(cls=VerbGroup, no_args_is_help=True)
 def runs() -> None:
-    """List, show and compare what was run."""
+    """List, show, compare and reproduce what was run."""
 
 
 @runs.command("list", cls=Verb)
@@ -169,3 +172,39 @@ def _cell(metric: str, value: Any) -> str:
     score = read_score(value)
     interval = show_interval(metric, score)
     return show_value(metric, score) + (f" ({interval})" if interval else "")
+
+
+@runs.command(cls=Verb)
+@run_argument("run")
+@click.option(
+    "--into", type=click.Path(path_type=Path), default=None,
+    help="Folder of the repetition, which is kept; else RUN-reproduced, which is removed where all is equal.",
+)  # fmt: skip
+@click.pass_obj
+def reproduce(terminal: Terminal, run: Path, into: Path | None) -> None:
+    """Train a finished run again from what it recorded, and compare every step to the bit.
+
+    Losses, gradient norms, rates, tokens, validation losses and the trained tensors are compared; nothing is scored. It stops
+    at the first number that differs (exit 3). An interrupted repetition goes on with the same call.
+    """
+    progress = open_progress()
+    try:
+        found = doors.reproduce(run, into, progress=progress)
+    finally:
+        progress.close()
+    if terminal.as_json:
+        terminal.emit(found.to_json())
+    if found.first is None:
+        terminal.show(f"equal: {count(found.steps)} steps, their validation losses and the trained tensors, to the bit")
+        if found.folder is not None:
+            terminal.show(f"run: {found.folder}")
+        return
+    explained = [f"  {line}" for line in [*found.environment, *found.notes]]
+    head = "what may explain it (run -> here):" if explained else "the environment is the one that the run recorded"
+    for line in [head, *explained]:
+        terminal.tell(line)
+    raise GateRefused(
+        f"the run is not reproduced: the first difference is at {found.first}",
+        where=str(run),
+        hint=f"`tunesmith runs compare {run} {found.folder}` shows the curves of both",
+    )

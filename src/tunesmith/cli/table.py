@@ -25,7 +25,7 @@ VERBS: dict[str, VerbEntry] = {
     ),
     "generate": VerbEntry("tunesmith.cli.ask:generate", "Ask a model once."),
     "chat": VerbEntry("tunesmith.cli.ask:chat", "Talk with a model, or with two side by side."),
-    "runs": VerbEntry("tunesmith.cli.runs:runs", "List, show and compare what was run."),
+    "runs": VerbEntry("tunesmith.cli.runs:runs", "List, show, compare and reproduce what was run."),
     "doctor": VerbEntry("tunesmith.cli.doctor:doctor", "What this machine has, what is missing, how to mend it."),
     "schema": VerbEntry("tunesmith.cli.schema:schema", "JSON schema of a recipe, for editors."),
 }

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tunesmith.cli import doors
-from tunesmith.cli.arguments import read_recipe, recipe_argument
+from tunesmith.cli.arguments import fork_option, read_recipe, recipe_argument
 from tunesmith.cli.command import Verb
 from tunesmith.cli.progress import open_progress
 from tunesmith.cli.terminal import Terminal
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     "--run", "folder", type=click.Path(path_type=Path), default=None, help="Folder of the run; else runs/NAME."
 )
 @click.option("--restart", is_flag=True, help="Start from the first step where every checkpoint is damaged.")
-@click.option("--fork", metavar="RUN[@STEP]", default=None, help="Start a child run from a checkpoint of another run.")
+@fork_option
 @click.pass_obj
 def train(
     terminal: Terminal, recipe: str, overrides: tuple[str, ...], folder: Path | None, restart: bool, fork: str | None

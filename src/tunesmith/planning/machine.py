@@ -153,6 +153,11 @@ def _visible(listing: str, visible: str | None) -> tuple[Gpu, ...]:
     return tuple(chosen)
 
 
+def processor_name(root: Path = Path("/")) -> str:
+    """The processor's name as its maker gives it."""
+    return _cpu(root)[0]
+
+
 def _cpu(root: Path) -> tuple[str, frozenset[str]]:
     """Name and instruction flags of the processor."""
     name, flags = "", frozenset[str]()

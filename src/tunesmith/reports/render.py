@@ -102,7 +102,11 @@ def commands(facts: Facts) -> tuple[tuple[str, str], ...]:
     folder = str(facts.folder)
     recipe = str(facts.folder / "recipe.json")
     again = f"{folder}-again"
-    found = [("the same run into a new folder", shlex.join(["tunesmith", "train", recipe, "--run", again]))]
+    fork = ["--fork", f"{facts.lineage['parent']['path']}@{facts.lineage['parent']['step']}"] if descent(facts) else []
+    found = [
+        ("the training again, compared step by step", shlex.join(["tunesmith", "runs", "reproduce", folder])),
+        ("the same run into a new folder", shlex.join(["tunesmith", "train", recipe, *fork, "--run", again])),
+    ]
     said = facts.environment.get("command")
     if isinstance(said, list) and said:
         found.insert(0, ("as it was started", shlex.join(map(str, said))))

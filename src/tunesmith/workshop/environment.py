@@ -13,15 +13,24 @@ from typing import Any
 
 import torch
 
+from tunesmith.planning.machine import processor_name
+from tunesmith.planning.settings import Settings
 from tunesmith.recipe.fingerprint import differences
 
-_MAY_CHANGE_BITS = ("platform", "processor", "cuda", "device_name", "threads")
+_MAY_CHANGE_BITS = (
+    "platform", "processor", "instructions", "cuda", "device_name", "threads", "precision", "deterministic",
+)  # fmt: skip
 _COMPUTE = ("tunesmith", "torch", "transformers", "tokenizers", "numpy")
 PACKAGES = ("tunesmith", "torch", "transformers", "tokenizers", "safetensors", "numpy", "pydantic", "jinja2", "pyarrow")
 
 
-def environment(folder: Path) -> dict[str, Any]:
-    """Facts to write beside a run. ``folder`` is where the recipe's relative paths start."""
+def environment(folder: Path, settings: Settings) -> dict[str, Any]:
+    """Facts to write beside a run.
+
+    Args:
+        folder: where the recipe's relative paths start.
+        settings: of the run.
+    """
     versions = {}
     for name in PACKAGES:
         try:
@@ -31,12 +40,15 @@ def environment(folder: Path) -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "processor": platform.processor() or platform.machine(),
+        "processor": processor_name(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "versions": versions,
         "cuda": torch.version.cuda if torch.cuda.is_available() else None,
         "device_name": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "precision": settings.precision,
+        "deterministic": settings.deterministic,
         "openmp_wait_policy": os.environ.get("OMP_WAIT_POLICY", "default"),
         "command": _command(),
         "recipe_folder": str(folder.resolve()),

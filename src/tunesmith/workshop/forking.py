@@ -39,10 +39,12 @@ class Fork:
     Attributes:
         lineage: what ``lineage.json`` says or will say.
         checkpoint: the parent's, once it was looked at.
+        own: the child's own first checkpoint, where there is no need to ask the parent.
     """
 
     lineage: dict[str, Any]
     checkpoint: Checkpoint | None = None
+    own: Checkpoint | None = None
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -75,8 +77,9 @@ class Fork:
             GuardStopped: the checkpoint could not be written, or the parent's is gone.
         """
         carried = Carried(**self.lineage["carried"])
-        trainer.restore(first_checkpoint(self.parents_checkpoint(), trainer.state(), carried))
-        self.checkpoint = None
+        first = self.own or first_checkpoint(self.parents_checkpoint(), trainer.state(), carried)
+        trainer.restore(first)
+        self.checkpoint = self.own = None
         for sentence in self.lineage["said"]:
             say("forked", sentence)
         trainer.save()

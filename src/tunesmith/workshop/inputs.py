@@ -60,11 +60,16 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, li
     return found
 
 
-def changed_inputs(run: RunFolder, recipe: Recipe, renderer: Renderer, base: ModelFolder) -> RunError:
-    """What changed since the run was started, file by file, for a run whose identity is no longer what it was."""
+def changed_inputs(
+    run: RunFolder, recipe: Recipe, renderer: Renderer, base: ModelFolder, *, hint: str | None = None
+) -> RunError:
+    """What changed since the run was started, file by file, for a run whose identity is no longer what it was.
+
+    ``hint`` says how to go on; None names the ways of a run that was to go on.
+    """
     before = read_json(run.inputs_path) if run.inputs_path.exists() else {}
     found = changes(before, inputs_of(recipe, renderer, base)) if isinstance(before, dict) and before else {}
-    named = " and the ".join(_PARTS[part] for part in found) or "data, the base or the version of Tunesmith"
+    named = " and the ".join(_PARTS[part] for part in found) or "recipe, data, base or version of Tunesmith"
     lines = [f"  {line}" for part in found for line in found[part]]
     more = [f"  and {len(lines) - _MOST_LINES} more"] if len(lines) > _MOST_LINES else []
     then = " (then -> now):" if lines else ""
@@ -73,8 +78,8 @@ def changed_inputs(run: RunFolder, recipe: Recipe, renderer: Renderer, base: Mod
     return RunError(
         "\n".join([f"the {named} changed since the run in {run.path} was started{then}", *lines[:_MOST_LINES], *more]),
         where={"data": files, "rendering": renderer.template.where}.get(first, str(base.path)),
-        hint="put it back as it was, start a new run with --run, or a child run from its checkpoint with "
-        f"`--fork {run.path}`",
+        hint=hint
+        or f"put it back as it was, start a new run with --run, or a child run from its checkpoint with `--fork {run.path}`",
     )
 
 

@@ -9,12 +9,29 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tunesmith.errors import HardwareMissing
+from tunesmith.files import read_json
 from tunesmith.planning.plan import Plan
-from tunesmith.planning.settings import Settings
+from tunesmith.planning.settings import GIVEN, Settings
 from tunesmith.recipe.root import Recipe
 from tunesmith.registry.runs import RunFolder
 
 _FROM_THE_RECIPE = ("micro_batch_size", "checkpoint_every", "keep_checkpoints", "log_every")
+
+
+def as_started(recipe: Recipe, *runs: RunFolder) -> Recipe:
+    """The recipe with ``data.overlong`` left open where the first of these runs that has a plan left it open.
+
+    Left open, the policy is chosen row by row; the resolved recipe beside a run states one for all rows. Tokens are found by
+    what was written, so a run's own ``recipe.json`` must mean what the run was started with.
+
+    Raises:
+        RunError: the plan of the run is torn.
+    """
+    plan = next((Plan.from_json(read_json(run.plan_path)) for run in runs if run.plan_path.exists()), None)
+    chosen = plan.values.get("data.overlong") if plan is not None else None
+    if chosen is None or chosen.reason == GIVEN or chosen.value != recipe.data.overlong:
+        return recipe
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"overlong": None})})
 
 
 def resumed_plan(stored: Plan, fresh: Plan, recipe: Recipe, run: RunFolder) -> tuple[Plan, list[str]]:

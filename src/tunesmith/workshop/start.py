@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from tunesmith.registry.runs import RunFolder
 from tunesmith.workshop.inputs import changed_inputs, run_identity
 from tunesmith.workshop.planning import plan_with_data
 from tunesmith.workshop.prepare import base_of, open_data
-from tunesmith.workshop.resuming import resumed_plan
+from tunesmith.workshop.resuming import as_started, resumed_plan
 from tunesmith.workshop.suite import unmeasured_note
 
 
@@ -74,14 +75,15 @@ class Start:
         recipe: what was asked for.
         run: the folder, of a run or free.
         progress: hears what takes time.
+        parents: runs that the recipe may be the resolved one of, beside ``run`` itself.
 
     Raises:
         RunError: the folder holds the run of another recipe.
         TunesmithError: base, data or recipe are wrong.
     """
 
-    def __init__(self, recipe: Recipe, run: RunFolder, progress: Progress) -> None:
-        self.recipe = recipe
+    def __init__(self, recipe: Recipe, run: RunFolder, progress: Progress, parents: Sequence[RunFolder] = ()) -> None:
+        self.recipe = recipe = as_started(recipe, run, *parents)
         self.run = run
         self.progress = progress
         self.base: ModelFolder = base_of(recipe)

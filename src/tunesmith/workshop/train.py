@@ -8,30 +8,28 @@ from typing import Any
 
 import torch
 
-from tunesmith.adapters.lora import LoraAdapter
-from tunesmith.adapters.peft_files import write_adapter
 from tunesmith.disk import disk
 from tunesmith.engine.randomness import use_deterministic
 from tunesmith.engine.trainer import Outcome
 from tunesmith.evaluation.comparison import compare
 from tunesmith.evaluation.scorecard import Scorecard
-from tunesmith.files import copy_file, new_folder, write_json, write_text
+from tunesmith.files import copy_file, write_json, write_text
 from tunesmith.planning.plan import Plan, require_fit
 from tunesmith.progress import Progress, SilentProgress
 from tunesmith.recipe.root import Recipe
 from tunesmith.registry.lease import Owner
+from tunesmith.registry.lineage import parse_fork
 from tunesmith.registry.runs import RunFolder
 from tunesmith.reports.card import render_card
 from tunesmith.reports.render import write_report
-from tunesmith.types import Adapter
 from tunesmith.workshop.endings import recorded
 from tunesmith.workshop.environment import MemoryMeter, environment, environment_differences
 from tunesmith.workshop.fitting import Fit, check_finite
 from tunesmith.workshop.forking import Child, find_fork, new_fork
 from tunesmith.workshop.inputs import inputs_of, run_identity
 from tunesmith.workshop.machinery import Machinery, assemble, attach, load_base
-from tunesmith.workshop.model_files import write_model
 from tunesmith.workshop.planning import remember_speed
+from tunesmith.workshop.results import write_result
 from tunesmith.workshop.scoring import Scoring
 from tunesmith.workshop.start import Run, Start, is_done, summary
 from tunesmith.workshop.suite import adopt_suite
@@ -94,7 +92,8 @@ class _Job(Start):
         self, recipe: Recipe, run: RunFolder, progress: Progress, restart: bool = False, fork: str | None = None
     ) -> None:
         self.fork = find_fork(fork, run)
-        super().__init__(recipe, run, progress)
+        parents = [RunFolder(parse_fork(fork)[0])] if fork is not None else []
+        super().__init__(recipe, run, progress, parents)
         self.restart = restart
         self.step = 0
         self.doing = "preparing"
@@ -136,13 +135,13 @@ class _Job(Start):
             if predecessor is not None:
                 self._say("lost", f"the process that worked on this run before was lost: {predecessor}")
             run.append_event("continued", 0, "the same call again: going on where it stopped")
-            here = environment(self.recipe.folder)
+            here = environment(self.recipe.folder, self.settings)
             if changed := environment_differences(run.environment(), here):
                 self.notes.append(
                     f"the machine or its software is not what the run was started with: {'; '.join(changed)}"
                 )
         else:
-            facts = environment(self.recipe.folder) | {
+            facts = environment(self.recipe.folder, self.settings) | {
                 "run_identity": self.identity, "data_key": self.data.key, "base_sha256": self.base.sha256,
                 "base_folder": str(self.base.path.resolve()), "template": self.renderer.fingerprint(),
             }  # fmt: skip
@@ -190,7 +189,8 @@ class _Job(Start):
         peak = self.meter.peak_bytes()
         check_finite(machine, self.data, self.result_step)
         self._begin("writing the result")
-        self._write_result(adapter, model)
+        for note in write_result(self.run, adapter, model, self.recipe, self.base.path, self.renderer.stop_ids):
+            self._say("note", note)
         self._begin("scoring the result")
         tuned_card = scoring.score("tuned", machine)
         tuned_card.save(self.run.scorecards_path, "tuned")
@@ -222,18 +222,6 @@ class _Job(Start):
 
     def _at_step(self, step: int) -> None:
         self.step = step
-
-    def _write_result(self, adapter: Adapter, model: Any) -> None:
-        """``adapter/`` in PEFT's layout, or ``model/`` in Hugging Face layout where base parameters trained."""
-        is_lora = isinstance(adapter, LoraAdapter)
-        target = self.run.adapter_path if is_lora else self.run.model_path
-        with new_folder(target, replace=True) as folder:
-            if isinstance(adapter, LoraAdapter):
-                notes = write_adapter(folder, adapter, self.recipe.model.name)
-            else:
-                notes = write_model(folder, model.hf, self.base.path, torch.float32, stop_ids=self.renderer.stop_ids)
-        for note in notes:
-            self._say("note", note)
 
     def _finish(self, outcome: Outcome, peak_bytes: int | None, seconds: float) -> None:
         measured: dict[str, Any] = {
