@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
 from rich.progress import Progress as RichProgress
 
 from tunesmith.progress import Progress
-from tunesmith.reports.wording import count, duration, number
+from tunesmith.reports.wording import as_number, count, duration, number
 
 _SECONDS_BETWEEN_LINES = 5.0
 
@@ -23,9 +23,9 @@ def open_progress() -> Progress:
 
 
 def describe(loss: float, tokens_per_second: float, seconds_left: float | None) -> str:
-    """``loss 2.31  12,300 tokens/s  1 min 20 s left``."""
+    """``loss 2.31  12,300 tokens/s  1 min 20 s left``; the loss of a step that was left out is a dash."""
     left = "" if seconds_left is None else f"  {duration(seconds_left)} left"
-    return f"loss {number(loss, 4)}  {count(tokens_per_second)} tokens/s{left}"
+    return f"loss {number(as_number(loss), 4)}  {count(tokens_per_second)} tokens/s{left}"
 
 
 class BarProgress:

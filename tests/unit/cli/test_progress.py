@@ -65,5 +65,10 @@ def test_time_that_is_not_known_is_not_shown() -> None:
     assert describe(1.0, 10.0, None) == "loss 1.000  10 tokens/s"
 
 
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+def test_the_loss_of_a_step_that_was_left_out_is_a_dash(loss: float) -> None:
+    assert describe(loss, 10.0, None) == "loss –  10 tokens/s"
+
+
 def test_lines_off_a_terminal() -> None:
     assert isinstance(open_progress(), LineProgress)
