@@ -62,12 +62,7 @@ def _message(detail: ErrorDetails, keys: Place) -> tuple[str, str]:
     key = _shown(keys)
     kind = detail["type"]
     if kind == "extra_forbidden":
-        allowed = _fields_at(detail["loc"][:-1])
-        name = key.replace("-", "_")
-        close = difflib.get_close_matches(name, allowed, n=1, cutoff=0.5)
-        close = close or difflib.get_close_matches(name, _fields_at(detail["loc"][:-2]), n=1, cutoff=0.8)
-        hint = f"did you mean `{close[0]}`?" if close else f"known keys here: {', '.join(allowed)}"
-        return f"unknown key `{key}`", hint
+        return f"unknown key `{key}`", _known(key, detail["loc"])
     if kind == "missing":
         return f"`{key}` is missing", "add it; `tunesmith init` writes a complete recipe"
     if kind in ("union_tag_invalid", "union_tag_not_found"):
@@ -78,6 +73,30 @@ def _message(detail: ErrorDetails, keys: Place) -> tuple[str, str]:
     message = str(detail["msg"]).removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
     return (message if f"`{key}`" in message else f"`{key}`: {message}"), _given(given, kind, detail)
+
+
+def _known(key: str, location: tuple[str | int, ...]) -> str:
+    """The key that was meant, of the section itself or of another variant of it; else the keys there are."""
+    allowed = _fields_of(_models_at(location[:-1]))
+    variants = _models_at(location[:-2])
+    here = f"known keys here: {', '.join(allowed)}"
+    name = key.replace("-", "_")
+    is_elsewhere = key in _fields_of(variants)
+    close = [] if is_elsewhere else difflib.get_close_matches(name, allowed, n=1, cutoff=0.5)
+    if close:
+        return f"did you mean `{close[0]}`?"
+    close = [key] if is_elsewhere else difflib.get_close_matches(name, _fields_of(variants), n=1, cutoff=0.8)
+    if not close:
+        return here
+    owners = [tag for model in variants if close[0] in model.model_fields and (tag := _tag(model))]
+    if owners:
+        meant = f"`{key}` belongs" if is_elsewhere else f"did you mean `{close[0]}`? It belongs"
+        return f"{meant} to {' and '.join(f'`type: {tag}`' for tag in owners)}; {here}"
+    if not is_elsewhere:
+        return f"did you mean `{close[0]}`?"
+    if location[-2] in _fields_of(variants):
+        return f"`{key}` stands one level up, beside `{location[-2]}`"
+    return f"`{key}` does not go with the other keys; {here}"
 
 
 def _shown(keys: Place) -> str:
@@ -148,8 +167,8 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _fields_at(location: tuple[str | int, ...]) -> list[str]:
-    """Names of the fields that pydantic knows at an error's location."""
+def _models_at(location: tuple[str | int, ...]) -> list[type[BaseModel]]:
+    """The sections that pydantic knows at an error's location; several where it names no variant."""
     models: list[type[BaseModel]] = [Recipe]
     for part in location:
         if isinstance(part, int):
@@ -163,6 +182,10 @@ def _fields_at(location: tuple[str | int, ...]) -> list[str]:
         else:
             narrowed = [model for model in models if _tag(model) == part or model.__name__ in str(part)]
             models = narrowed or models
+    return models
+
+
+def _fields_of(models: list[type[BaseModel]]) -> list[str]:
     return sorted({name for model in models for name in model.model_fields})
 
 

@@ -57,6 +57,35 @@ def test_unknown_key_without_a_near_one_lists_the_known(refused: Refused) -> Non
     assert "device" in error.hint
 
 
+@pytest.mark.parametrize(
+    ("more", "hint"),
+    [
+        ("adapter: {type: full, rank: 3}\n", "`rank` belongs to `type: lora`; known keys here: type"),
+        (
+            "adapter: {type: full, also-train: [x]}\n",
+            "did you mean `also_train`? It belongs to `type: lora`; known keys here: type",
+        ),
+        (
+            "objective: {type: clm, loss_on: responses}\n",
+            "`loss_on` belongs to `type: sft`; known keys here: add_end_token, type",
+        ),
+        (
+            "evaluation: {tasks: [{type: loss, labels: [a, b]}]}\n",
+            "`labels` belongs to `type: label_ranking`; known keys here: data, limit, name, type",
+        ),
+        (
+            "  validation: {fraction: 0.1, format: text}\n",
+            "`format` does not go with the other keys; known keys here: fraction, group_by",
+        ),
+        ("training: {seed: 3}\n", "`seed` stands one level up, beside `training`"),
+    ],
+)
+def test_a_key_that_stands_elsewhere_is_told_as_such(refused: Refused, more: str, hint: str) -> None:
+    error = refused(more)
+    assert error.what.startswith("unknown key")
+    assert error.hint == hint
+
+
 def test_several_unknown_keys_are_counted(refused: Refused) -> None:
     assert "1 more unknown" in refused("training: {epoch: 1, schedul: linear}\n").hint
 
