@@ -83,10 +83,10 @@ def sample_file(
         whole = list(islice(read_rows(path, shown, layout), _MOST_WHOLE_ROWS + 1))
         if len(whole) > _MOST_WHOLE_ROWS:  # a small packed file may hold any number
             return _from_start(path, shown, wanted, _packed_bytes(path), layout)
-        return _whole(whole, wanted, generator)
+        return sample_of(whole, wanted, generator)
     if suffixes.endswith(".json"):
         if size <= COUNTED_BYTES and (rows := _whole_json(path, shown)) is not None:
-            return _whole(rows, wanted, generator)
+            return sample_of(rows, wanted, generator)
         return _from_start(path, shown, wanted, size, layout)
     if is_text(path):
         pieces = min(wanted, _TEXT_PIECES)
@@ -162,7 +162,8 @@ def _text_row(data: bytes, shown: str) -> Sampled:
     return RawRow(Origin(shown, 0), {"text": data.decode("utf-8", "ignore").strip("\r\n")})
 
 
-def _whole(rows: list[Sampled], wanted: int, generator: np.random.Generator) -> FileSample:
+def sample_of(rows: list[Sampled], wanted: int, generator: np.random.Generator) -> FileSample:
+    """About ``wanted`` of rows that are all there are."""
     if len(rows) <= wanted:
         return FileSample(rows, len(rows), counted=True)
     chosen = np.sort(generator.choice(len(rows), size=wanted, replace=False))

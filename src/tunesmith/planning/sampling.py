@@ -24,16 +24,14 @@ from tunesmith.data.notes import document_notes
 from tunesmith.data.packing import windows
 from tunesmith.data.reading import DETECTION_ROWS, SourceFiles, resolve
 from tunesmith.errors import DataError
-from tunesmith.planning.row_sample import FileSample, sample_file
+from tunesmith.planning.row_sample import FileSample
 from tunesmith.planning.settings import Counts
+from tunesmith.planning.source_sample import MIN_ROWS, sample_source
 from tunesmith.recipe.data import SourceSection, SplitSection
 from tunesmith.recipe.root import Recipe
 from tunesmith.records import Chat, Labelled, RawRow, Record, Rejected, Text
 
-SAMPLE_ROWS = 2000
 _RENDERED_ROWS = 320
-_SAMPLE_FILES = 24
-_MIN_ROWS = 8
 _TEXT_BUDGET = 240_000
 """Characters rendered at most, beyond the first few rows of each file: what keeps the estimate quick on long rows."""
 _SLICE = 20_000
@@ -130,24 +128,17 @@ def estimate_counts(recipe: Recipe, renderer: Renders, context: int) -> Counts:
     kept_share = 1.0 - _held_out(recipe)
     total, merged, notes = _Total(), _Tally(), list[str]()
     for source in sources:
-        files = _chosen(source, generator)
-        source_bytes = sum(sizes[path] for path, _ in source.files)
-        chosen_bytes = sum(sizes[path] for path, _ in files)
-        parts: list[tuple[FileSample, _Tally]] = []
-        for path, shown in files:
-            share = sizes[path] / chosen_bytes * source_bytes / all_bytes
-            wanted = max(_MIN_ROWS, round(SAMPLE_ROWS * share))
-            sample = sample_file(path, shown, wanted, generator, Layout.of(source.section))
-            tally = _rendered(sample, source.section, shown, renderer, recipe, context, share)
-            parts.append((sample, tally))
-            notes += [sample.note] if sample.note else []
-        if len(files) < len(source.files):
-            notes.append(f"{source.name}: {len(files)} of {len(source.files)} files were sampled")
+        sampled = sample_source(source, sizes, all_bytes, generator)
+        notes += sampled.notes
+        parts = [
+            (sample, _rendered(sample, source.section, shown, renderer, recipe, context, share))
+            for shown, sample, share in sampled.files
+        ]
         if len(sources) == len(source.files) == 1 and parts[0][0].num_rows == 1:
             # A single row is not cut: it trains whole, or nothing does.
             kept_share = 1.0
             notes += document_notes(("validation", "test"), sources, recipe.data)
-        _add_source(total, parts, source.section, source_bytes / max(1, chosen_bytes), kept_share)
+        _add_source(total, parts, source.section, sampled.scale, kept_share)
         for _, tally in parts:
             _merge(merged, tally)
     return _counts(total, merged, notes, recipe, context)
@@ -157,13 +148,6 @@ def _held_out(recipe: Recipe) -> float:
     """Share of the rows that the splits by fraction take."""
     splits = (recipe.data.validation, recipe.data.test)
     return sum(split.fraction for split in splits if isinstance(split, SplitSection))
-
-
-def _chosen(source: SourceFiles, generator: np.random.Generator) -> list[tuple[Path, str]]:
-    files = list(source.files)
-    if len(files) <= _SAMPLE_FILES:
-        return files
-    return [files[index] for index in np.sort(generator.choice(len(files), size=_SAMPLE_FILES, replace=False))]
 
 
 def _rendered(
@@ -180,12 +164,12 @@ def _rendered(
     name = _format(sample, section, shown)
     records = [_record(row, section, name, tally) for row in sample.rows]
     tally.characters = [0 if record is None else _characters(record) for record in records]
-    wanted = min(len(records), max(_MIN_ROWS, round(_RENDERED_ROWS * share)))
+    wanted = min(len(records), max(MIN_ROWS, round(_RENDERED_ROWS * share)))
     budget = _TEXT_BUDGET * share
     for number in range(wanted):
         position = number * len(records) // wanted
         record, length = records[position], tally.characters[position]
-        if budget < 0 and number >= _MIN_ROWS:
+        if budget < 0 and number >= MIN_ROWS:
             break
         if record is None:
             tally.add(0, [])

@@ -17,7 +17,7 @@ import pytest
 
 from tunesmith.data.bad_row import BadRow
 from tunesmith.errors import DataError
-from tunesmith.planning import row_sample
+from tunesmith.planning import row_sample, source_sample
 from tunesmith.planning.row_sample import row_starts, sample_file, text_starts
 from tunesmith.planning.sampling import estimate_counts
 from tunesmith.recipe.codec import parse
@@ -220,6 +220,39 @@ def test_splits_weights_and_limits(tmp_path: Path) -> None:
     assert count({"path": "a.jsonl", "limit": 100}).rows == 100
     assert count("a.jsonl", "b.jsonl").rows == 2000
     assert count("a.jsonl", test=["b.jsonl"]).rows == 1000
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.json", "a.jsonl.gz"])
+@pytest.mark.parametrize("limit", [1, 11, 300, 999, 5000])
+def test_a_limit_is_estimated_from_the_rows_that_it_reads(tmp_path: Path, name: str, limit: int) -> None:
+    values = rows(3000)  # short ones first: rows of the whole file would say far too much
+    contents = {"a.jsonl": as_jsonl(values), "a.csv": as_csv(values), "a.json": json.dumps(values).encode()}
+    contents["a.jsonl.gz"] = gzip.compress(contents["a.jsonl"])
+    (tmp_path / name).write_bytes(contents[name])
+    counts = estimate_counts(recipe_of(tmp_path, {"path": name, "limit": limit}), Words(), 10_000)
+    assert counts.rows == min(limit, 3000)
+    assert counts.sampled == min(limit, 2000)
+    assert counts.tokens == pytest.approx(words_of(values[:limit]), rel=0.02)
+
+
+def test_a_limit_ends_in_the_middle_of_a_source(tmp_path: Path) -> None:
+    values = rows(400)
+    for number in range(30):
+        (tmp_path / f"{number:02}.jsonl").write_bytes(as_jsonl(values[10 * number : 10 * number + 10]))
+    counted = estimate_counts(recipe_of(tmp_path, {"path": "*.jsonl", "limit": 25}), Words(), 10_000)
+    assert (counted.rows, counted.sampled, counted.tokens) == (25, 25, words_of(values[:25]))
+    assert not any("files were sampled" in note for note in counted.notes)
+    beyond = estimate_counts(recipe_of(tmp_path, {"path": "*.jsonl", "limit": 290}), Words(), 10_000)
+    assert beyond.rows == 290
+    assert any("24 of 30 files were sampled" in note for note in beyond.notes)
+
+
+def test_a_limit_too_high_to_be_read_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source_sample, "_MOST_FIRST_ROWS", 2500)
+    (tmp_path / "a.jsonl").write_bytes(as_jsonl(rows(3000)))
+    counts = estimate_counts(recipe_of(tmp_path, {"path": "a.jsonl", "limit": 2600}), Words(), 10_000)
+    assert counts.rows == 2600
+    assert any("rests on rows from all of it, and its first 2,600 are read" in note for note in counts.notes)
 
 
 def test_faults_and_overlong_rows_are_said(tmp_path: Path) -> None:
