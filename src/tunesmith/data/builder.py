@@ -16,6 +16,7 @@ from tunesmith.data.formats import note
 from tunesmith.data.held_out import HeldOutSplit, Splitter
 from tunesmith.data.labels import LabelCounter
 from tunesmith.data.ledger import Ledger, SourceCount, summarise
+from tunesmith.data.length_bound import num_characters, tokens_beyond
 from tunesmith.data.notes import (
     duplicate_notes,
     format_notes,
@@ -35,8 +36,9 @@ from tunesmith.data.token_roles import RoleTally
 from tunesmith.disk import disk
 from tunesmith.errors import DataError
 from tunesmith.files import NewFile, make_folders, write_json
+from tunesmith.recipe.objectives import SftSection
 from tunesmith.recipe.root import Recipe
-from tunesmith.records import RawRow, Record, Rejected, Row
+from tunesmith.records import RawRow, Record, Rejected, Row, Text
 
 PROGRESS_ROWS = 20_000
 
@@ -65,8 +67,21 @@ class ExaminedRow(Protocol):
         ...
 
 
+class Encoder(Protocol):
+    """Text to token ids."""
+
+    def encode(self, text: str) -> Sequence[int]:
+        """Token ids of a text."""
+        ...
+
+
 class RowRenderer(Protocol):
     """What preparing needs of a renderer; ``rendering.Renderer`` is one."""
+
+    @property
+    def tokenizer(self) -> Encoder:
+        """Tells how long a text is that is not worth rendering."""
+        ...
 
     def examine(self, record: Record) -> ExaminedRow:
         """Ids, mask, roles and warnings. Raises BadRow for a faulty record."""
@@ -96,6 +111,7 @@ class Builder:
         self, recipe: Recipe, renderer: RowRenderer, context: int, folder: Path, notify: Callable[[str], None]
     ) -> None:
         self._data = recipe.data
+        self._objective = recipe.objective
         self._renderer = renderer
         self._context = context
         self._folder = folder
@@ -186,6 +202,9 @@ class Builder:
             return Rejected(
                 row.origin, f"duplicate_of_{repeated}", f"its input is also in a {repeated} row", item.raw.values
             )
+        unrendered = self._too_long(row)
+        if unrendered is not None:
+            return Rejected(row.origin, "overlong", unrendered, item.raw.values)
         rendered = self._renderer.examine(row.record)
         if not any(rendered.trained[1:]):
             raise BadRow("nothing_trained", "no token of the row is a target of the loss")
@@ -201,6 +220,16 @@ class Builder:
                 self._roles.add(piece.roles, piece.trained)
         self._account(row, split, count, key if source.role == split else None)
         return None
+
+    def _too_long(self, row: Row) -> str | None:
+        """The sentence about a row that is left out before it is rendered, being far too long; else None."""
+        if isinstance(row.record, Text) and isinstance(self._objective, SftSection):
+            return None  # it is a fault, whatever its length
+        beyond = tokens_beyond(row.record, self._renderer.tokenizer.encode, self._context)
+        if beyond is None or not self._overlong.leaves_out(row, beyond):
+            return None
+        characters = num_characters(row.record)
+        return f"{characters:,} characters, more than {beyond - 1:,} tokens; the context is {self._context:,}"
 
     def _account(self, row: Row, split: Split, count: SourceCount, source_key: str | None) -> None:
         if split == "train":

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tunesmith.data.length_bound import num_characters
 from tunesmith.data.notes import count_of
 from tunesmith.data.packing import windows
 from tunesmith.data.store import WHOLE
+from tunesmith.data.template_budget import MAX_CHARACTERS
 from tunesmith.errors import DataError
 from tunesmith.recipe.data import OverlongPolicy
 from tunesmith.records import Record, Row, Text
@@ -40,7 +42,7 @@ class Overlong:
     def __init__(self, policy: OverlongPolicy | None, context: int) -> None:
         self._policy = policy
         self._context = context
-        self._refused: list[tuple[Row, int]] = []
+        self._refused: list[tuple[Row, str]] = []
         self._longest = 0
         self.num_refused = 0
         self.num_split = 0
@@ -65,20 +67,37 @@ class Overlong:
             self.num_truncated += 1
             return [Piece(ids[: self._context], trained[: self._context], roles[: self._context])]
         if policy == "error":
-            self.num_refused += 1
-            self._longest = max(self._longest, len(ids))
-            if len(self._refused) < _SHOWN:
-                self._refused.append((row, len(ids)))
+            self._refuse(row, len(ids), f"{len(ids):,} tokens")
         return []
+
+    def leaves_out(self, row: Row, num_tokens: int) -> bool:
+        """Whether the policy leaves out a row of at least ``num_tokens`` tokens, more than the context, unrendered.
+
+        A plain document that is split or truncated is rendered; so is a conversation to be truncated, unless it is longer
+        than a template may write.
+
+        Raises:
+            DataError: the policy is ``split`` and the row is not a plain document.
+        """
+        policy = self._policy or default_policy(row.record)
+        at_least = f"more than {num_tokens - 1:,} tokens"
+        if policy == "error":
+            self._refuse(row, num_tokens, at_least)
+        elif policy == "split" and not isinstance(row.record, Text):
+            raise _cannot_split(row, at_least, self._context)
+        elif policy != "drop":
+            return not isinstance(row.record, Text) and num_characters(row.record) > MAX_CHARACTERS
+        return True
+
+    def _refuse(self, row: Row, num_tokens: int, shown: str) -> None:
+        self.num_refused += 1
+        self._longest = max(self._longest, num_tokens)
+        if len(self._refused) < _SHOWN:
+            self._refused.append((row, shown))
 
     def _split(self, row: Row, ids: Sequence[int], trained: Sequence[bool], roles: bytes) -> list[Piece]:
         if not isinstance(row.record, Text):
-            raise DataError(
-                f"a conversation of {len(ids):,} tokens is longer than the context of {self._context:,}, "
-                "and `split` cuts plain documents only: a later window of a conversation would lack its question",
-                where=str(row.origin),
-                hint="set data.overlong to drop, truncate or error",
-            )
+            raise _cannot_split(row, f"{len(ids):,} tokens", self._context)
         cuts = windows(len(ids), self._context)
         self.num_split += 1
         self.num_windows += len(cuts)
@@ -92,7 +111,7 @@ class Overlong:
         if not self.num_refused:
             return
         first, _ = self._refused[0]
-        named = ", ".join(f"{row.origin} ({length:,} tokens)" for row, length in self._refused)
+        named = ", ".join(f"{row.origin} ({length})" for row, length in self._refused)
         more = self.num_refused - len(self._refused)
         raise DataError(
             f"{count_of(self.num_refused, 'row is', 'rows are')} longer than the context of {self._context:,} tokens: "
@@ -115,6 +134,15 @@ class Overlong:
                 "(data.overlong: truncate)"
             )
         return said
+
+
+def _cannot_split(row: Row, length: str, context: int) -> DataError:
+    return DataError(
+        f"a conversation of {length} is longer than the context of {context:,}, "
+        "and `split` cuts plain documents only: a later window of a conversation would lack its question",
+        where=str(row.origin),
+        hint="set data.overlong to drop, truncate or error",
+    )
 
 
 def default_policy(record: Record) -> OverlongPolicy:

@@ -12,17 +12,16 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import sqrt
-from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from tunesmith.data.bad_row import BadRow
 from tunesmith.data.formats import FORMATS, check_columns, detect
-from tunesmith.data.layout import Layout
+from tunesmith.data.length_bound import tokens_beyond
 from tunesmith.data.notes import document_notes
 from tunesmith.data.packing import windows
-from tunesmith.data.reading import DETECTION_ROWS, SourceFiles, resolve
+from tunesmith.data.reading import DETECTION_ROWS, resolve
 from tunesmith.errors import DataError
 from tunesmith.planning.row_sample import FileSample
 from tunesmith.planning.settings import Counts
@@ -42,8 +41,21 @@ _NORMAL_95 = 1.96
 class Renders(Protocol):
     """What the estimate needs of a renderer."""
 
+    @property
+    def tokenizer(self) -> Encoder:
+        """Tells how long a text is that is not worth rendering."""
+        ...
+
     def render(self, record: Record) -> Rendering:
         """Token ids and trained flags of a record; raises BadRow."""
+        ...
+
+
+class Encoder(Protocol):
+    """Text to token ids."""
+
+    def encode(self, text: str) -> Sequence[int]:
+        """Token ids of a text."""
         ...
 
 
@@ -173,6 +185,13 @@ def _rendered(
             break
         if record is None:
             tally.add(0, [])
+            continue
+        if (
+            isinstance(record, Chat | Labelled)
+            and tokens_beyond(record, renderer.tokenizer.encode, context) is not None
+        ):
+            tally.overlong += 1
+            tally.add(length, [])
             continue
         short, factor = _shortened(record)
         try:

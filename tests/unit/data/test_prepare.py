@@ -23,6 +23,8 @@ from hypothesis import strategies as st
 
 from tunesmith import files
 from tunesmith.data import builder as builder_module
+from tunesmith.data import length_bound
+from tunesmith.data import overlong as overlong_policy
 from tunesmith.data import prepare as prepare_module
 from tunesmith.data.bad_row import BadRow
 from tunesmith.data.cache_key import cache_root
@@ -33,6 +35,7 @@ from tunesmith.data.store import TokenStore
 from tunesmith.data.token_roles import TOKEN_ROLES
 from tunesmith.errors import DataError
 from tunesmith.recipe.codec import parse
+from tunesmith.recipe.objectives import ClmSection
 from tunesmith.recipe.root import Recipe
 from tunesmith.records import Labelled, Record, Text
 
@@ -45,12 +48,20 @@ class Examined:
     warnings: list[str]
 
 
+class WordTokenizer:
+    """One token a word."""
+
+    def encode(self, text: str) -> list[int]:
+        return [len(word) for word in text.split()]
+
+
 class WordRenderer:
     """One token a word: its length. The answer is trained, of a document every word. `BOOM` fails, `MUTE` trains nothing."""
 
     def __init__(self, mark: str = "words") -> None:
         self.mark = mark
         self.calls = 0
+        self.tokenizer = WordTokenizer()
 
     def examine(self, record: Record) -> Examined:
         self.calls += 1
@@ -515,6 +526,47 @@ def test_overlong_rows_can_be_truncated_where_something_trained_remains(bench: B
     assert lines_of(result.train) == [1, 3]
     assert result.train.lengths.tolist() == [5, 16]
     assert "1 row was truncated to the first 16 tokens" in " ".join(result.ledger.notes)
+
+
+def _far_too_long(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(length_bound, "LONG_CHARACTERS", 300)
+    bench.jsonl("train.jsonl", [*questions(3), chat("BOOM " * 200)])
+
+
+def test_a_row_far_too_long_is_left_out_unrendered_and_no_fault(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    _far_too_long(bench, monkeypatch)
+    result = bench.prepare(context=16, overlong="drop", max_rejected=0.0)
+    assert result.ledger.rejected == {"overlong": 1}
+    assert bench.renderer.calls == 3
+    (line,) = result.rejected_path.read_text().splitlines()
+    assert json.loads(line)["detail"] == "1,013 characters, more than 25 tokens; the context is 16"
+    with pytest.raises(DataError, match=r"train.jsonl:4 \(more than 25 tokens\)"):
+        bench.prepare(context=16)
+    with pytest.raises(DataError, match="a conversation of more than 25 tokens"):
+        bench.prepare(context=16, overlong="split")
+
+
+def test_a_row_to_be_truncated_is_rendered_where_a_template_may_write_it(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _far_too_long(bench, monkeypatch)
+    assert bench.prepare(context=16, overlong="truncate", max_rejected=1.0).ledger.rejected == {"template_failed": 1}
+    monkeypatch.setattr(overlong_policy, "MAX_CHARACTERS", 900)
+    again = bench.prepare(context=15, overlong="truncate", max_rejected=0.0)
+    assert again.ledger.rejected == {"overlong": 1}
+
+
+@pytest.mark.parametrize(
+    ("policy", "rejected", "calls"), [("drop", {"overlong": 1}, 1), ("split", {}, 2), ("truncate", {}, 2)]
+)
+def test_documents_far_too_long_are_cut_or_left_out_unrendered(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, policy: str, rejected: dict[str, int], calls: int
+) -> None:
+    monkeypatch.setattr(length_bound, "LONG_CHARACTERS", 300)
+    bench.jsonl("train.jsonl", [{"text": "word " * 200}, {"text": "rather short"}])
+    recipe = bench.recipe(overlong=policy).model_copy(update={"objective": ClmSection()})
+    result = prepare(recipe, bench.renderer, 16, bench.cache, bench.said.append)
+    assert (result.ledger.rejected, bench.renderer.calls) == (rejected, calls)
 
 
 def test_overlong_conversations_cannot_be_split(bench: Bench) -> None:

@@ -28,6 +28,8 @@ from tunesmith.records import Record, Text
 class Words:
     """A renderer whose tokens are words; the answer's words are trained. Rows with ``bad`` are faults."""
 
+    tokenizer = SimpleNamespace(encode=str.split)
+
     def render(self, record: Record) -> SimpleNamespace:
         if isinstance(record, Text):
             words = record.text.split()
@@ -269,6 +271,17 @@ def test_faults_and_overlong_rows_are_said(tmp_path: Path) -> None:
     cut = estimate_counts(recipe_of(tmp_path, "x.jsonl", overlong="truncate"), Words(), 30)
     assert cut.rows == 270
     assert cut.longest == 30
+
+
+def test_rows_far_too_long_are_not_rendered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = [*rows(20), {"prompt": "word " * 250_000, "completion": "x"}]
+    (tmp_path / "x.jsonl").write_bytes(as_jsonl(values))
+    rendered: list[int] = []
+    render = Words.render
+    monkeypatch.setattr(Words, "render", lambda self, record: rendered.append(1) or render(self, record))
+    counts = estimate_counts(recipe_of(tmp_path, "x.jsonl", overlong="drop"), Words(), 512)
+    assert (counts.rows, len(rendered)) == (20, 20)
+    assert any("1 are longer than 512 tokens and would be dropped" in note for note in counts.notes)
 
 
 def test_nothing_to_train_on(tmp_path: Path) -> None:
