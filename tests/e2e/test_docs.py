@@ -50,7 +50,7 @@ def test_the_course(tmp_path: Path) -> None:
     for page in LESSONS:
         _run(page, tmp_path)
     runs = {path.name for path in (tmp_path / "runs").iterdir()}
-    assert runs == {"desk", "full", "partial", "frozen-embedding", "slow"}
+    assert runs == {"desk", "full", "partial", "chat-tokens", "frozen-embedding", "slow"}
     assert (tmp_path / "desk-model" / "model.safetensors").is_file()
 
 

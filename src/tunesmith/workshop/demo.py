@@ -29,8 +29,8 @@ class DemoResult:
 def demo_recipe() -> Recipe:
     """The demo's recipe: which queue does a ticket belong to.
 
-    The embedding trains beside the adapter: the base never saw its chat tokens, and with their rows frozen LoRA cannot
-    learn to end an answer (its loss stays above 0.1 nats).
+    The whole embedding trains beside the adapter: with the rows of its two chat tokens alone, the default, this small
+    base sorts 50 in place of 53 of 100 tickets.
     """
     columns = {"prompt": "ticket", "completion": "queue"}
 
