@@ -93,6 +93,7 @@ TARGETS = [
     ({"type": "lora", "targets": ["nothing.*"]}, ("`nothing.*` matches no linear layer", "model.layers.*.mlp.down_proj")),
     ({"type": "lora", "targets": ["q_proj", "w_proj"]}, ("`w_proj`", "self_attn.q_proj")),
     ({"type": "lora", "also_train": ["nosuch"]}, ("`nosuch` matches no parameter", "model.embed_tokens.weight")),
+    ({"type": "lora", "train_tokens": ["<|im_edn|>"]}, ("`<|im_edn|>` is not one token", "did you mean `<|im_end|>`?")),
     ({"type": "partial", "patterns": ["nosuch"]}, ("`nosuch`", "model.norm.weight")),
     ({"type": "partial", "last_layers": 9}, ("`last_layers` is 9", "at most 2")),
     ({"type": "partial"}, ("nothing would train", "`last_layers`")),
