@@ -16,10 +16,8 @@ from tunesmith.data.bad_row import BadRow, shortened
 from tunesmith.data.columns import shown_columns
 from tunesmith.data.json_values import TooDeep, refuse_deep
 from tunesmith.data.streams import (
-    FREE_BYTES,
     MAX_ITEM_BYTES,
     MOST_COLUMNS,
-    MOST_EXPANSION,
     Expansion,
     encoding_detail,
     lines,
@@ -193,13 +191,13 @@ def parquet_rows(path: Path, shown: str) -> Iterator[RawRow | Rejected]:
     expansion = Expansion(path)
     try:
         with pyarrow.parquet.ParquetFile(path) as table:
-            _check_claims(table.metadata, shown)
+            _check_claims(table.metadata, path, shown)
             for batch in table.iter_batches(batch_size=_PARQUET_ROWS):
                 expansion.add(batch.nbytes + _ROW_BYTES * len(batch))
                 for values in _whole_rows(batch, shown, number):
                     number += 1
                     yield _parquet_row(values, Origin(shown, number))
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, ArithmeticError, LookupError, TypeError, ValueError) as error:
         raise DataError(
             f"the parquet file cannot be read: {shortened(str(error))}",
             where=shown,
@@ -207,20 +205,14 @@ def parquet_rows(path: Path, shown: str) -> Iterator[RawRow | Rejected]:
         ) from error
 
 
-def _check_claims(metadata: Any, shown: str) -> None:
-    """Hold what a file says that its columns unpack to against their size, before anything is unpacked."""
+def _check_claims(metadata: Any, path: Path, shown: str) -> None:
+    """Hold what a file says that its rows unpack to against its size, before anything is unpacked.
+
+    Only numbers of row groups are asked for: pyarrow ends the process on the details of a column that is torn.
+    """
     _refuse_many(metadata.num_columns, shown)
     for group in range(metadata.num_row_groups):
-        for index in range(metadata.num_columns):
-            column = metadata.row_group(group).column(index)
-            most = max(FREE_BYTES, MOST_EXPANSION * column.total_compressed_size)
-            if column.total_uncompressed_size > most:
-                raise DataError(
-                    f"column `{column.path_in_schema}` unpacks to {column.total_uncompressed_size:,} bytes from "
-                    f"{column.total_compressed_size:,}: it may be made to fill a memory",
-                    where=shown,
-                    hint="where the file is yours and meant, write it again without compression",
-                )
+        Expansion(path).add(max(0, metadata.row_group(group).total_byte_size))
 
 
 def _whole_rows(batch: Any, shown: str, number: int) -> Iterator[dict[str, Any] | BadRow]:
