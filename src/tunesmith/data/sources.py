@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
+from tunesmith.data.bad_row import shortened
 from tunesmith.data.json_rows import json_rows, jsonl_rows
 from tunesmith.data.layout import TEXT, Layout
 from tunesmith.data.streams import PACKED
@@ -73,7 +74,19 @@ def expand(source: SourceSection, folder: Path) -> list[Path]:
         raise DataError("a source names no file", where="path", hint="give a file, a folder or a glob")
     found: dict[Path, None] = {}
     for pattern in patterns:
-        found.update(dict.fromkeys(_matches(pattern, folder)))
+        try:
+            found.update(dict.fromkeys(_matches(pattern, folder)))
+        except (
+            OSError,
+            ValueError,
+            RuntimeError,
+        ) as error:  # too long, a null character, `~name` of nobody, a loop of links
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            raise DataError(
+                f"the path cannot be looked up: {reason}",
+                where=shortened(pattern),
+                hint="give a file, a folder or a glob",
+            ) from error
     for path in found:
         if path.stat().st_size == 0:
             raise DataError(
@@ -92,12 +105,23 @@ def _matches(pattern: str, folder: Path) -> list[Path]:
         return _below(path)
     if not glob.has_magic(pattern):
         raise DataError("there is no such file", where=str(path), hint=_near(path))
-    anchor = _at_home(pattern)
-    text = str(anchor) if anchor.is_absolute() else str(Path(glob.escape(str(folder))) / anchor)
-    paths = sorted(Path(name) for name in glob.glob(text, recursive=True) if Path(name).is_file())
+    paths = sorted(item for item in _globbed(folder, _at_home(pattern)) if item.is_file())
     if not paths:
         raise DataError("the glob matches no file", where=str(path), hint=_near(path))
     return [_known(item) for item in paths]
+
+
+def _globbed(folder: Path, pattern: Path) -> list[Path]:
+    """What a glob matches, hidden names left out. ``**`` goes through no links: two that lead back would make it endless."""
+    parts = (folder / pattern).parts
+    plain = len(folder.parts) if not pattern.is_absolute() else 1
+    while plain < len(parts) and not glob.has_magic(parts[plain]):
+        plain += 1
+    base = Path(*parts[:plain])
+    rest = [
+        part for part, before in zip(parts[plain:], ("", *parts[plain:]), strict=False) if not part == before == "**"
+    ]
+    return [item for item in base.glob("/".join(rest)) if not _is_hidden(item.relative_to(base))]
 
 
 def _at_home(pattern: str) -> Path:

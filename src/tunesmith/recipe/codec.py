@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from tunesmith.errors import RecipeError
+from tunesmith.foreign import read_object
 from tunesmith.recipe.explain import explain
 from tunesmith.recipe.root import Recipe
-from tunesmith.recipe.syntax import Lines, Written, parse_text, parse_yaml
+from tunesmith.recipe.syntax import MOST_BYTES, Lines, Written, parse_text, parse_yaml
+
+_NUMBER = re.compile(r"[0-9]{1,6}")
+_MOST_PARTS = 20
 
 
 def load(path: str | Path, *overrides: str, **sections: Any) -> Recipe:
@@ -53,14 +58,28 @@ def _home(path: Path) -> Path:
     beside = path.parent / "environment.json"
     if path.name != "recipe.json" or not beside.is_file():
         return path.parent
-    facts = json.loads(beside.read_text(encoding="utf-8"))
-    return Path(facts.get("recipe_folder", path.parent))
+    folder = read_object(beside, kind=RecipeError).get("recipe_folder", str(path.parent))
+    if not isinstance(folder, str):
+        raise RecipeError(
+            "environment.json of the run does not say where its recipe stood",
+            where=f"{beside} [recipe_folder]",
+            hint="copy recipe.json to another folder, from where its paths start then",
+        )
+    return Path(folder)
 
 
 def read(path: Path) -> tuple[dict[str, Any], Lines]:
     """Parse a recipe file into plain values and the line of each key."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        with path.open("rb") as stream:
+            payload = stream.read(MOST_BYTES + 1)
+        if len(payload) > MOST_BYTES:
+            raise RecipeError(
+                f"the file is larger than {MOST_BYTES >> 10} KiB, which no recipe is",
+                where=str(path),
+                hint="name data by folders and globs instead of file by file",
+            )
+        text = payload.decode("utf-8-sig")
     except FileNotFoundError as error:
         raise RecipeError("there is no such recipe file", where=str(path), hint=_nearby(path)) from error
     except IsADirectoryError as error:
@@ -89,6 +108,7 @@ def parse(
 ) -> Recipe:
     """Validate plain values; errors carry ``source``, the line, the dotted key and a suggestion."""
     written = Written(source, lines or {}, tuple(overridden))
+    _refuse_half_characters(values, source)
     try:
         return Recipe.model_validate_json(json.dumps(values)).written_as(written)
     except ValidationError as error:
@@ -99,12 +119,26 @@ def parse(
         ) from error
 
 
+def _refuse_half_characters(values: Mapping[str, Any], source: str) -> None:
+    """Refuse text with half a surrogate pair, which no file and no terminal can hold."""
+    try:
+        json.dumps(values, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise RecipeError(
+            f"a text holds half a surrogate pair ({error.object[error.start]!r})",
+            where=source,
+            hint="write the character itself, or both halves",
+        ) from None
+    except TypeError:
+        return
+
+
 def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """Set ``section.key=value`` pairs; list items by number from 0. Values are typed as YAML 1.2 types them."""
     result: dict[str, Any] = json.loads(json.dumps(values))
     for item in overrides:
         key, separator, text = item.partition("=")
-        if not separator or not all(key.split(".")):
+        if not separator or not all(key.split(".")) or key.count(".") > _MOST_PARTS:
             raise RecipeError(
                 f"`{item}` is not an override",
                 where="command line",
@@ -135,13 +169,13 @@ def _opened(inner: Any, place: tuple[str, ...], following: str) -> Any:
         inner = {"name": inner} if place == ("model",) else {"path": inner} if is_split else {}
     if is_split and isinstance(inner, int | float) and not isinstance(inner, bool):
         inner = {"fraction": inner}
-    if is_split and len(place) == 2 and following.isdigit() and isinstance(inner, dict) and inner:
+    if is_split and len(place) == 2 and _NUMBER.fullmatch(following) and isinstance(inner, dict) and inner:
         return [inner]
     return inner if isinstance(inner, dict | list) else {}
 
 
 def _index(target: list[Any], part: str, where: str) -> int:
-    if not part.isdigit() or int(part) >= len(target):
+    if not _NUMBER.fullmatch(part) or int(part) >= len(target):
         raise RecipeError(f"`{part}` is not an item of this list of {len(target)}", where=where, hint="count from 0")
     return int(part)
 

@@ -17,6 +17,7 @@ from tunesmith.recipe.section import Section
 from tunesmith.recipe.syntax import Written
 from tunesmith.recipe.training import TrainingSection
 
+_DIGITS = 10
 _KEY = re.compile(r"(?:recipe \S+ \[)?([a-z_]+(?:\.[a-z0-9_]+)*)\]?")
 
 
@@ -54,7 +55,11 @@ class Recipe(Section):
     def where(self, place: str) -> str:
         """Name a key such as ``machine.device`` by file and line; any other place is returned as it is."""
         found = _KEY.fullmatch(place)
-        keys = tuple(int(part) if part.isdigit() else part for part in found[1].split(".")) if found else ()
+        keys = (
+            tuple(int(part) if part.isdigit() and len(part) < _DIGITS else part for part in found[1].split("."))
+            if found
+            else ()
+        )
         if not self._written.source or not keys or keys[0] not in type(self).model_fields:
             return place
         return self._written.where(keys)

@@ -17,6 +17,12 @@ Place = tuple[str | int, ...]
 Lines = dict[Place, int]
 
 _START = "`tunesmith init` writes a recipe to start from"
+MOST_BYTES = 1 << 18
+"""Of a recipe, which is parsed in Python: this many take up to ten seconds. A long one has ten thousand."""
+
+_LONGEST = 200
+_TOO_DEEP = "the text nests too deeply to be a recipe"
+_MOST_BITS = 1_024
 _MAX_NODES = 20_000
 _MAX_DEPTH = 40
 _CORE_TAGS = {"str", "int", "float", "bool", "null", "map", "seq", "timestamp"}
@@ -60,11 +66,15 @@ def parse_text(text: str, source: str) -> tuple[Any, Lines]:
     try:
         return _parse_json(text, source) if Path(source).suffix == ".json" else parse_yaml(text, source)
     except RecursionError:
-        raise RecipeError("the text nests too deeply to be a recipe", where=source, hint=_START) from None
+        raise RecipeError(_TOO_DEEP, where=source, hint=_START) from None
 
 
 def parse_yaml(text: str, source: str) -> tuple[Any, Lines]:
-    """Values as YAML 1.2 types them (``1e-4`` is a number, ``no`` is text) and the line of each key."""
+    """Values as YAML 1.2 types them (``1e-4`` is a number, ``no`` is text) and the line of each key.
+
+    Raises:
+        RecipeError: as ``parse_text``.
+    """
     from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
     try:
@@ -77,8 +87,10 @@ def parse_yaml(text: str, source: str) -> tuple[Any, Lines]:
         ) from None
     except YAMLError as error:
         raise RecipeError(f"not valid YAML: {str(error).splitlines()[0]}", where=source, hint=_START) from None
-    except ValueError as error:  # ruamel lets a few malformed scalars fail in their constructor
-        raise RecipeError(f"not valid YAML: {error}", where=source, hint=_START) from None
+    except RecursionError:
+        raise RecipeError(_TOO_DEEP, where=source, hint=_START) from None
+    except Exception as error:  # ruamel lets malformed scalars, merges and anchors fail in whatever they meet
+        raise RecipeError(f"not valid YAML: {str(error)[:_LONGEST]}", where=source, hint=_START) from None
     reader = _Plain(source)
     return reader.convert(tree, ()), reader.lines
 
@@ -165,6 +177,8 @@ class _Plain:
         for kind in (int, float, str):
             if isinstance(node, kind):
                 is_anchored_boolean = type(node).__name__ == "ScalarBoolean"  # an int subclass of ruamel's
+                if kind is int and int(node).bit_length() > _MOST_BITS:
+                    raise self._refusal("a number of hundreds of digits", place)
                 return bool(node) if is_anchored_boolean else kind(node)
         raise self._refusal(f"a value of the kind `{type(node).__name__}`", place)
 
