@@ -6,8 +6,6 @@ an adapter that loads must give the logits it gave where it was trained.
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,17 +13,18 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from tunesmith.adapters import lora_layer, parameters, targets
+from tunesmith.adapters import lora_layer, parameters, peft_patterns, targets
 from tunesmith.adapters.lora import LoraAdapter
 from tunesmith.adapters.peft_layout import PREFIX, ROWS_KEY
 from tunesmith.adapters.trained_tokens import SUFFIX, require_rows, token_matrices
 from tunesmith.errors import ModelError, RecipeError
 from tunesmith.files import write_bytes, write_json
+from tunesmith.foreign import read_object
 from tunesmith.models import token_rows
+from tunesmith.models.links import refuse_links_out
 from tunesmith.recipe.adapters import LoraSection
 
 CONFIGURATION = "adapter_config.json"
@@ -72,6 +71,7 @@ _WITHOUT_EFFECT = frozenset(
 )
 """Keys that only say which modules there are, which the tensors' names say again, or that matter while training."""
 
+_HALVES = (".lora_A.weight", ".lora_B.weight")
 _SAVE_AGAIN = "the file is torn or written by hand: save the adapter again with PEFT (`save_pretrained`)"
 _MERGE_THERE = "merge it with PEFT and load the merged model"
 
@@ -116,10 +116,11 @@ def read_adapter(folder: Path) -> tuple[LoraSettings, dict[str, Tensor]]:
     Raises:
         ModelError: no adapter there, torn files, pickled weights, or anything but plain LoRA.
     """
+    refuse_links_out(folder)
     configuration = _read_configuration(folder / CONFIGURATION)
     _refuse_variants(configuration, str(folder / CONFIGURATION))
     state, layers = _sort(_read_tensors(folder), str(folder / WEIGHTS))
-    beside = [key for key in state if not key.endswith((".lora_A.weight", ".lora_B.weight", SUFFIX))]
+    beside = [key for key in state if not key.endswith((*_HALVES, SUFFIX))]
     rows = _rows(configuration.get("trainable_token_indices"), state, str(folder / CONFIGURATION))
     try:
         section = LoraSection(
@@ -137,8 +138,8 @@ def read_adapter(folder: Path) -> tuple[LoraSettings, dict[str, Tensor]]:
         raise ModelError(
             f"a value of the adapter cannot be used: {first['msg']}", where=where, hint=_SAVE_AGAIN
         ) from None
-    alphas = configuration.get("alpha_pattern") or {}
-    ranks = {layer: (rank, float(_by_pattern(alphas, layer, section.alpha))) for layer, rank in layers.items()}
+    alphas = _alphas(configuration.get("alpha_pattern"), layers, section.alpha, str(folder / CONFIGURATION))
+    ranks = {layer: (rank, alphas[layer]) for layer, rank in layers.items()}
     base = str(configuration.get("base_model_name_or_path") or "")
     return LoraSettings(section, ranks, base, str(folder / WEIGHTS), rows), state
 
@@ -180,18 +181,11 @@ def attach_read(
 
 def _read_configuration(path: Path) -> dict[str, Any]:
     try:
-        configuration = json.loads(path.read_text(encoding="utf-8"))
+        return read_object(path)
     except FileNotFoundError:
         raise ModelError(
             "this folder holds no adapter", where=str(path), hint=f"an adapter has {CONFIGURATION} and {WEIGHTS}"
         ) from None
-    except ValueError as error:
-        raise ModelError(
-            f"the adapter's configuration is not valid JSON: {error}", where=str(path), hint=_SAVE_AGAIN
-        ) from None
-    if not isinstance(configuration, dict):
-        raise ModelError("the adapter's configuration is not a mapping", where=str(path), hint=_SAVE_AGAIN)
-    return configuration
 
 
 def _refuse_variants(configuration: Mapping[str, Any], where: str) -> None:
@@ -229,7 +223,7 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
         raise ModelError("the adapter has no weights", where=str(path), hint="copy the whole folder again")
     try:
         return dict(load_file(path))
-    except (SafetensorError, OSError) as error:
+    except Exception as error:  # safetensors, and torch for types that it does not have
         raise ModelError(
             f"the adapter's weights cannot be read: {error}", where=str(path), hint="the file is torn: copy it again"
         ) from None
@@ -241,6 +235,14 @@ def _sort(tensors: Mapping[str, Tensor], where: str) -> tuple[dict[str, Tensor],
     layers: dict[str, int] = {}
     for full, tensor in tensors.items():
         key = full.removeprefix(PREFIX).replace(ROWS_KEY, SUFFIX).replace(".base_layer.", ".")
+        if len(key) > peft_patterns.MOST_NAME or (
+            key.endswith((*_HALVES, SUFFIX)) and (tensor.dim() != 2 or not tensor.numel())
+        ):
+            raise ModelError(
+                f"`{key[:80]}` of shape {tuple(tensor.shape)} is no part of a LoRA adapter",
+                where=where,
+                hint=_SAVE_AGAIN,
+            )
         if key.endswith(".lora_A.weight"):
             layers[key.removesuffix(".lora_A.weight")] = tensor.shape[0]
         elif "lora_" in key and not key.endswith(".lora_B.weight"):
@@ -318,12 +320,19 @@ def _fitting_rows(
     return settings.rows, values
 
 
-def _by_pattern(patterns: Mapping[str, Any], layer: str, default: float) -> float:
-    """PEFT's rule: the first pattern that, as a regular expression, fits the end of the name at a component."""
-    for pattern, value in patterns.items():
-        if re.match(rf"(.*\.)?({pattern})$", layer):
-            return float(value)
-    return default
+def _alphas(patterns: Any, layers: Mapping[str, int], default: float, where: str) -> dict[str, float]:
+    """The alpha of each layer."""
+    try:
+        known = peft_patterns.compiled(patterns or {})
+        if len(known) * len(layers) > peft_patterns.MOST_TRIES:
+            raise peft_patterns.DangerousPattern(f"it has {len(known):,} patterns for {len(layers):,} layers")
+    except peft_patterns.DangerousPattern as error:
+        raise ModelError(
+            f"the alphas of the adapter's layers cannot be read: {error}",
+            where=f"{where} [alpha_pattern]",
+            hint="name the layers in full there, or merge the adapter with PEFT and load the merged model",
+        ) from None
+    return {layer: peft_patterns.first_match(known, layer, default) for layer in layers}
 
 
 def _check_shape(settings: LoraSettings, key: str, state: Mapping[str, Tensor], expected: tuple[int, ...]) -> None:

@@ -7,8 +7,9 @@ process, which nothing can catch. So the file is read first.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
+
+from tunesmith.expressions import slow
 
 MOST_GROWTH = 4
 """Characters that the replacements of a file may make of one; those of known tokenizers make one of one."""
@@ -16,8 +17,8 @@ MOST_GROWTH = 4
 MOST_PREFIX = 64
 """Longest text that is put before or between pieces; known ones are a character or two."""
 
-MOST_QUANTIFIERS = 6
-"""Repeats in one alternative of an expression, the groups around it included; the most of known tokenizers is five."""
+MOST_REPEATS = 6
+"""In one alternative of an expression, the groups around it included; the most of known tokenizers is five."""
 
 MOST_EXPRESSION = 4_000
 MOST_SPECIALS = 64
@@ -33,7 +34,6 @@ _PREFIXES = (
     "unk_token",
 )
 _MOST_WORD = 10_000
-_REPEATS = ("*", "+", "?", "{")
 
 
 class Dangerous(Exception):
@@ -63,7 +63,9 @@ def _check_part(name: str, part: Any) -> None:
         _check_prefixes(name, item)
         pattern = item.get("pattern")
         if isinstance(pattern, Mapping) and isinstance(pattern.get("Regex"), str):
-            _check_expression(name, pattern["Regex"])
+            fault = slow(pattern["Regex"], MOST_REPEATS, MOST_EXPRESSION)
+            if fault:
+                raise Dangerous(f"an expression of its {name} {fault}: {pattern['Regex'][:60]!r}")
         if item.get("type") == "Replace":
             content = item.get("content", item.get("replacement", ""))
             if isinstance(pattern, Mapping) and pattern.get("String") == "":
@@ -104,98 +106,3 @@ def _mappings(value: Any) -> Iterator[Mapping[str, Any]]:
             waiting.extend(item.values())
         elif isinstance(item, list):
             waiting.extend(item)
-
-
-@dataclass
-class _Group:
-    """Repeats in a row: at the start of a group, here, and in the longest of its alternatives so far."""
-
-    start: int = 0
-    here: int = 0
-    most: int = 0
-    alternatives: int = 1
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether it matches in one way and one length only."""
-        return self.alternatives == 1 and self.most == self.start
-
-
-def _check_expression(name: str, expression: str) -> None:
-    """Refuse what can take more than a polynomial of a small degree: repeated groups, and many repeats in a row.
-
-    Known tokenizers repeat characters and classes of them. A group may be left out (``?``), or repeated where nothing in
-    it can match in two ways.
-    """
-    if len(expression) > MOST_EXPRESSION:
-        raise Dangerous(f"its {name} has an expression of more than {MOST_EXPRESSION:,} characters")
-    groups = [_Group()]
-    closed, before = _Group(), ""
-    for sign in _signs(expression):
-        group = groups[-1]
-        if sign == "(":
-            groups.append(_Group(group.here, group.here, group.here))
-        elif sign == ")" and len(groups) > 1:
-            closed = groups.pop()
-            groups[-1].here = closed.most
-        elif sign == "|":
-            group.here = group.start
-            group.alternatives += 1
-        elif sign in _REPEATS:
-            if before == ")" and sign != "?" and not closed.is_plain:
-                raise Dangerous(f"its {name} repeats a group of an expression: {expression[:60]!r}")
-            # A sign behind a repeat makes it lazy or possessive; one that opens a group says what kind it is.
-            group.here += before not in (*_REPEATS, "(")
-        groups[-1].most = max(groups[-1].most, groups[-1].here)
-        if groups[-1].most > MOST_QUANTIFIERS:
-            raise Dangerous(f"its {name} has more than {MOST_QUANTIFIERS} repeats in a row: {expression[:60]!r}")
-        before = sign
-
-
-def _signs(expression: str) -> Iterator[str]:
-    r"""Signs of an expression; ``x`` for anything that stands for one character, ``{`` for ``{1,3}``."""
-    at, length = 0, len(expression)
-    while at < length:
-        sign = expression[at]
-        if sign == "\\":
-            at = _behind_escape(expression, at)
-            yield "x"
-        elif sign == "[":
-            at = _behind_class(expression, at)
-            yield "x"
-        elif (
-            sign == "{"
-            and (end := expression.find("}", at)) > 0
-            and expression[at + 1 : end].replace(",", "").isdigit()
-        ):
-            at = end + 1
-            yield "{"
-        else:
-            at += 1
-            yield sign if sign in "()|*+?" else "x"
-
-
-def _behind_escape(expression: str, at: int) -> int:
-    r"""Where an escape ends; of ``\p{L}`` and ``\x{..}`` the braces belong to it."""
-    if expression[at + 1 : at + 2] in ("p", "P", "x", "u", "k", "g") and expression[at + 2 : at + 3] in ("{", "<"):
-        end = expression.find("}" if expression[at + 2] == "{" else ">", at)
-        return end + 1 if end > 0 else len(expression)
-    return at + 2
-
-
-def _behind_class(expression: str, at: int) -> int:
-    """Where a class of characters ends, inner classes included."""
-    depth, at = 1, at + 1
-    if expression[at : at + 1] == "^":
-        at += 1
-    if expression[at : at + 1] == "]":
-        at += 1
-    while at < len(expression) and depth:
-        if expression[at] == "\\":
-            at += 1
-        elif expression[at] == "[":
-            depth += 1
-        elif expression[at] == "]":
-            depth -= 1
-        at += 1
-    return at
