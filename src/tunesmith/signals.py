@@ -4,21 +4,51 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
+
+Handler = Callable[..., Any] | int
+ENDING = ("SIGTERM", "SIGINT", "SIGHUP")
+_MAY_BE_IGNORED = ("SIGINT", "SIGHUP")
+"""Signals that whoever started the process may have told it to ignore: a shell in the background, nohup, --detach."""
+
+
+def on_main_thread() -> bool:
+    """Whether signals can be handled here."""
+    return threading.current_thread() is threading.main_thread()
 
 
 @contextmanager
-def sigterm_interrupts() -> Iterator[None]:
-    """Within the context SIGTERM raises KeyboardInterrupt, as Ctrl-C does, so that half-written files are cleared away.
+def handling(handler: Handler, names: Sequence[str] = ENDING) -> Iterator[None]:
+    """Within the context signals that ask to end go to ``handler``, but those that the process was told to ignore.
 
-    Only the main thread can watch; elsewhere nothing changes.
+    Only the main thread can handle them; elsewhere nothing changes.
     """
-    if threading.current_thread() is not threading.main_thread():
+    if not on_main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before: dict[int, Handler | None] = {}
+    for name in names:
+        number = getattr(signal, name, None)
+        if number is None or (name in _MAY_BE_IGNORED and signal.getsignal(number) == signal.SIG_IGN):
+            continue
+        before[number] = signal.signal(number, handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, former in before.items():
+            signal.signal(number, signal.SIG_DFL if former is None else former)
+
+
+@contextmanager
+def signals_interrupt() -> Iterator[None]:
+    """Within the context signals that ask to end raise KeyboardInterrupt, so that half-written files are cleared away."""
+    with handling(signal.default_int_handler):
+        yield
+
+
+def end_quietly() -> None:
+    """From here on Ctrl-C ends the process at once and without a word: nothing is open, or the answer is given."""
+    if on_main_thread() and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -103,7 +103,7 @@ def test_a_start_that_was_killed_before_there_was_a_run_leaves_a_free_folder(
 ) -> None:
     recipe = _recipe(write)
     code = (
-        "import os\nfrom tunesmith.workshop import train\ntrain.open_data = lambda *_, **__: os.kill(os.getpid(), 9)\n"
+        "import os\nfrom tunesmith.workshop import start\nstart.open_data = lambda *_, **__: os.kill(os.getpid(), 9)\n"
     )
     with started(desk, "train", recipe, code=code) as process:
         assert ended(process)[0] == -signal.SIGKILL

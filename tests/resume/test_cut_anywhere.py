@@ -105,7 +105,7 @@ def _shows_what_it_is_about(case: Case, whole: Any) -> None:
         "fp16": {5: "overflow"},
     }
     assert refused == expected.get(case.name, {})
-    state = whole.trainer._state()
+    state = whole.trainer.state()
     if case.name == "fp16":
         assert state["precision"]["scale"] != 2.0**14
     if case.name == "a-dead-layer":

@@ -16,11 +16,12 @@ import click
 
 from tunesmith import __version__
 from tunesmith.cli.command import VerbGroup
+from tunesmith.cli.streams import outlive_readers
 from tunesmith.cli.table import VERBS
 from tunesmith.cli.terminal import Terminal
 from tunesmith.errors import TunesmithError
 from tunesmith.files import disk_trouble
-from tunesmith.signals import sigterm_interrupts
+from tunesmith.signals import end_quietly, signals_interrupt
 
 EXIT_FAULT = 1
 EXIT_INPUT = 2
@@ -45,7 +46,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, ValueError):
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    code = run(arguments)
+    outlive_readers()
+    try:
+        code = run(arguments)
+        end_quietly()
+    except KeyboardInterrupt:  # one more signal, while the answer to the first was written
+        code = EXIT_INTERRUPTED
     try:
         sys.stdout.flush()
     except BrokenPipeError:
@@ -69,7 +75,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     terminal.wants_json = "--json" in given  # also where the arguments are too wrong to be parsed
     try:
-        with sigterm_interrupts(), tunesmith.make_context("tunesmith", given, obj=terminal) as context:
+        with signals_interrupt(), tunesmith.make_context("tunesmith", given, obj=terminal) as context:
             tunesmith.invoke(context)
     except click.exceptions.Exit as end:
         return end.exit_code

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from tunesmith.engine.checkpoint import Checkpoint, CheckpointFolder, Say, load_trained, trained_of
 from tunesmith.engine.gradients import Gradients, one_if_zero
 from tunesmith.engine.hooks import Hook
-from tunesmith.engine.interrupts import Asked, Interrupts
+from tunesmith.engine.interrupts import GO_ON, Asked, Interrupts
 from tunesmith.engine.numbers import DeferredNumbers
 from tunesmith.engine.optim import Optimiser
 from tunesmith.engine.options import TrainerOptions
@@ -33,10 +33,8 @@ from tunesmith.engine.schedules import rate_factor
 from tunesmith.engine.verdict import Judge
 from tunesmith.engine.vitals import LayerVital, faults, measure
 from tunesmith.engine.watchdog import Watchdog
-from tunesmith.errors import GateRefused, GuardStopped, Interrupted
+from tunesmith.errors import GateRefused, GuardStopped
 from tunesmith.types import Adapter, Control, Objective, Step, Stream
-
-_GO_ON = "start the same command again to go on from there"
 
 
 @dataclass
@@ -140,15 +138,18 @@ class Trainer:
         if self.judge.may_roll_back and self.step == 0:  # a rollback needs somewhere to go back to
             self.save()
             self.saver.wait()
-        with self.interrupts.watching(), self.watchdog.watching() if self.watchdog else nullcontext():
+        with self.interrupts.watching(), self.watchdog.watching(self.step) if self.watchdog else nullcontext():
             try:
                 self._run_around_faults()
-                self._finish_saving()
+                with self._other_work():
+                    self._finish_saving()
             except Asked:
                 self._leave()
             except Exception:
                 self.saver.close()
                 raise
+        if self.interrupts.asked is not None:  # while the last checkpoint was written
+            self._leave()
         return Outcome(self.step, self.tokens, self.reckoning.last_loss, self.seconds, self._stopped)
 
     def _run_around_faults(self) -> None:
@@ -194,7 +195,7 @@ class Trainer:
             raise GuardStopped(
                 f"memory ran out at step {self.step + 1}: {error}",
                 where=str(self.checkpoints.path),
-                hint=_SMALLER + f"; {_GO_ON}",
+                hint=_SMALLER + f"; {GO_ON}",
             ) from error
         grad_norm = self._unscale_and_norm()
         flags = self.judge.judge(self.step, result.loss, grad_norm)
@@ -247,9 +248,14 @@ class Trainer:
             return
         self._report(wait=True)
         self.model.eval()
+        before = [hook.state_dict() for hook in self.hooks]
         try:
             with self.interrupts.at_once(), self._other_work():
                 reasons = [hook.at_interval(self.step) for hook in self.hooks]
+        except Asked:  # what was seen of it is not remembered: a resume makes the whole of it
+            for hook, state in zip(self.hooks, before, strict=True):
+                hook.load_state_dict(state)
+            raise
         finally:
             self.model.train()
         self._evaluated_step = self.step
@@ -373,18 +379,16 @@ class Trainer:
     def _leave(self) -> None:
         """Save where the last whole step ended, and say how to go on."""
         self.optimiser.clear()
-        with suppress(RollBack):  # a step on its way was refused: what is saved is older, and a resume goes around it
-            if self.saver.saved_step != self.step or self.owes_evaluation:
-                self.save()
-        self.saver.wait()
-        saved = self.saver.saved_step
-        state = "a checkpoint is saved" if saved == self.step else f"the newest checkpoint is of step {saved or 0}"
-        what = f"stopped by {self.interrupts.name} after step {self.step} of {self.options.total_steps}; {state}"
-        if self.interrupts.why:
-            raise GuardStopped(
-                what, where=str(self.checkpoints.path), hint=f"look at stacks-*.txt in the run folder, then {_GO_ON}"
-            )
-        raise Interrupted(what, where=str(self.checkpoints.path), hint=_GO_ON)
+        with self._other_work():
+            self.saver.wait()
+            with suppress(
+                RollBack
+            ):  # a step on its way was refused: what is saved is older, and a resume goes around it
+                if self.saver.saved_step != self.step or self.owes_evaluation:
+                    self.save()
+            self.saver.wait()
+        where = str(self.checkpoints.path)
+        raise self.interrupts.ending(self.step, self.options.total_steps, self.saver.saved_step, where)
 
 
 _SMALLER = "lower `model.context` or `adapter.rank`, set `training.recompute: on`, or use a larger machine"

@@ -55,4 +55,5 @@ class GuardsSection(Section):
     max_failed_saves: int = Field(default=3, gt=0)
     """Checkpoints in a row that the disk does not take before the run stops. Free on resume."""
     stall_minutes: float | None = Field(default=None, gt=0.0)
-    """Minutes without a step after which the run is stopped with a checkpoint; unset only says so. Free on resume."""
+    """Minutes without a step after which the run is stopped with a checkpoint; unset only says so. The first step, which may
+    compile, evaluations and saves have ten times as long. Free on resume."""

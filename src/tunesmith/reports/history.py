@@ -24,6 +24,7 @@ _TITLES = {
     "recompute_on": "Memory ran out",
     "passes_cut": "Memory ran out",
     "layer_fault": "Layer that does not learn like the others",
+    "stalled": "No progress",
     "slow_step": "Slow step",
     "slow_disk": "Slow disk",
     "sink_failed": "Metrics not sent",

@@ -10,7 +10,7 @@ from tunesmith.errors import GuardStopped, Interrupted, RunError, TunesmithError
 from tunesmith.files import disk_trouble
 from tunesmith.registry.lease import LeaseLost
 from tunesmith.registry.runs import RunFolder
-from tunesmith.signals import sigterm_interrupts
+from tunesmith.signals import signals_interrupt
 
 _GO_ON = "start the same command again to go on from there"
 
@@ -34,7 +34,7 @@ def recorded(run: RunFolder, work: Working) -> Iterator[None]:
         RunError: the same before the first step.
     """
     try:
-        with sigterm_interrupts():
+        with signals_interrupt():
             yield
     except KeyboardInterrupt as error:
         stop = Interrupted(

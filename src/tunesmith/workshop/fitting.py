@@ -115,20 +115,25 @@ class Fit:
         return outcome, trainer.step
 
     def _trainer(self, model: CausalLM, adapter: Adapter, hooks: list[Hook], checkpoints: CheckpointFolder) -> Trainer:
+        def say(kind: str, text: str) -> None:
+            self.at_step(trainer.step)
+            self.say(kind, text)
+
         interrupts = Interrupts()
         minutes = self.recipe.training.guards.stall_minutes
-        watchdog = Watchdog(
-            self.run.path,
-            WatchdogOptions(stop_after_seconds=None if minutes is None else minutes * 60),
-            interrupts,
-            self.say,
-            last_words=lambda text: self.run.set_status("stopped", message=text),
-        )
-        return Trainer(
+        options = WatchdogOptions(stop_after_seconds=None if minutes is None else minutes * 60)
+        trainer = Trainer(
             model, build_objective(self.recipe.objective), adapter, self._stream(), self._options(model), checkpoints,
-            hooks=hooks, name_row=lambda row: str(self.data.train.origin(row)), say=self.say,
-            tell_layers=self._tell_layers, interrupts=interrupts, watchdog=watchdog,
+            hooks=hooks, name_row=lambda row: str(self.data.train.origin(row)), say=say,
+            tell_layers=self._tell_layers, interrupts=interrupts,
+            watchdog=Watchdog(self.run.path, options, interrupts, say, self._last_words),
         )  # fmt: skip
+        return trainer
+
+    def _last_words(self, text: str) -> None:
+        """Said by the watching thread when the loop is stuck and the process is about to be ended."""
+        self.run.set_status("stopped", message=text)
+        self.say("stopped", text)
 
     def _options(self, model: CausalLM) -> TrainerOptions:
         names = TrainerOptions.__dataclass_fields__
