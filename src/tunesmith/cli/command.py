@@ -12,6 +12,8 @@ from tunesmith.cli.table import VerbEntry
 from tunesmith.cli.terminal import Terminal
 from tunesmith.errors import UserError
 
+_WHOLE_SENTENCE = 1000
+"""Characters of a summary: more than any has, so that click does not cut it."""
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
@@ -98,6 +100,6 @@ class VerbGroup(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands without loading any of the table."""
         rows = [(name, entry.does) for name, entry in self.table.items()]
-        rows += [(name, command.get_short_help_str(80)) for name, command in self.commands.items()]
+        rows += [(name, command.get_short_help_str(_WHOLE_SENTENCE)) for name, command in self.commands.items()]
         with formatter.section("Commands"):
             formatter.write_dl(rows)

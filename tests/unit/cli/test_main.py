@@ -118,6 +118,13 @@ def test_missing_or_wrong_arguments(call: Call, arguments: tuple[str, ...]) -> N
     assert "--help` shows what it takes" in said.err
 
 
+@pytest.mark.parametrize(("group", "words"), [("data", "and its tokens, trained or not."), ("runs", "scores, curves.")])
+def test_help_tells_each_command_to_its_end(call: Call, group: str, words: str) -> None:
+    said = " ".join(call(group, "--help").out.split())
+    assert words in said
+    assert "..." not in said.partition("Commands:")[2]
+
+
 @pytest.mark.parametrize("arguments", [(), ("data",), ("runs",)])
 def test_no_arguments_shows_help(call: Call, arguments: tuple[str, ...]) -> None:
     said = call(*arguments)
