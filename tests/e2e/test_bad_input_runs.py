@@ -85,7 +85,8 @@ def test_a_folder_that_holds_other_files(desk: Path, call: Call, write: Write) -
     said = call("train", write(), "--json").refuses(2, "holds other files", "at runs/desk", "--run")
     assert set(said.json) == {"error"}
     assert [path.name for path in RUN.iterdir()] == ["mine.txt"]
-    call("train", write(), "--run", "rows.jsonl").refuses(2, "at rows.jsonl", "--run")
+    said = call("train", write(), "--run", "rows.jsonl").refuses(2, "this is a file", "at rows.jsonl", "--run")
+    assert "other files" not in said.err
     assert (desk / "rows.jsonl").is_file()
 
 

@@ -129,9 +129,13 @@ class RunFolder:
         self._refuse_links()
         if not self.path.exists() or self.exists:
             return
-        if not self.path.is_dir() or any(
-            item.name not in _NOT_OTHERS and not is_leftover(item.name) for item in self.path.iterdir()
-        ):
+        if not self.path.is_dir():
+            raise RunError(
+                "a run needs a folder, and this is a file",
+                where=str(self.path),
+                hint="name a folder with --run",
+            )
+        if any(item.name not in _NOT_OTHERS and not is_leftover(item.name) for item in self.path.iterdir()):
             raise RunError(
                 "a run needs a folder of its own, and this one holds other files",
                 where=str(self.path),

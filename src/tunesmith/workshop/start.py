@@ -39,9 +39,10 @@ def finished_run(plan: Plan, run_folder: Path, progress: Progress) -> Run | None
     """The run of a plan where there is nothing left to do for it; None where ``train`` must see to it.
 
     Raises:
-        RunError: the folder holds another run, or its data or base changed.
+        RunError: the folder holds another run or other files, or its data or base changed.
     """
     run = RunFolder(Path(run_folder))
+    run.check_free()
     if not is_done(run) or not run.report_path.exists() or read_lineage(run) is not None:
         return None
     start = Start(plan.source or plan.resolved, run, progress)

@@ -91,6 +91,7 @@ def test_train_says_headline_and_report(
 ) -> None:
     folder = Path("elsewhere")
     (folder / "scorecards").mkdir(parents=True)
+    (folder / "recipe.json").write_text("{}", encoding="utf-8")
     (folder / "scorecards" / "comparison.json").write_text(json.dumps(COMPARISON), encoding="utf-8")
     (folder / "report.html").write_text("", encoding="utf-8")
     monkeypatch.setattr(
