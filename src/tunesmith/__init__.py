@@ -1,7 +1,8 @@
 """Tunesmith turns a base language model and a pile of examples into a better model, and proves that it is better.
 
     load(path) -> Recipe    make_plan(recipe) -> Plan    train(plan, folder) -> Run
-    evaluate(model, suite)  compare(before, after)  report(run)  export(run, out)
+    evaluate(model, suite) -> Scorecard    compare(before, after) -> Comparison
+    report(run) -> Report    export(run, out)
 
 Names load their module when they are first used: ``import tunesmith`` is free, and a plan never imports torch.
 """
@@ -12,21 +13,27 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tunesmith.evaluation.comparison import Comparison, compare
+    from tunesmith.evaluation.scorecard import Scorecard
     from tunesmith.planning.plan import Plan, make_plan
     from tunesmith.recipe.codec import load
     from tunesmith.recipe.root import Recipe
-    from tunesmith.registry.compare import compare_runs as compare
     from tunesmith.workshop.evaluate import evaluate
     from tunesmith.workshop.export import export
-    from tunesmith.workshop.report import report
+    from tunesmith.workshop.report import Report, report
+    from tunesmith.workshop.start import Run
     from tunesmith.workshop.train import train
 
 __version__ = "0.1.0"
 
 _FACE = {
+    "Comparison": "tunesmith.evaluation.comparison:Comparison",
     "Plan": "tunesmith.planning.plan:Plan",
     "Recipe": "tunesmith.recipe.root:Recipe",
-    "compare": "tunesmith.registry.compare:compare_runs",
+    "Report": "tunesmith.workshop.report:Report",
+    "Run": "tunesmith.workshop.start:Run",
+    "Scorecard": "tunesmith.evaluation.scorecard:Scorecard",
+    "compare": "tunesmith.evaluation.comparison:compare",
     "evaluate": "tunesmith.workshop.evaluate:evaluate",
     "export": "tunesmith.workshop.export:export",
     "load": "tunesmith.recipe.codec:load",
@@ -36,8 +43,12 @@ _FACE = {
 }
 
 __all__ = [
+    "Comparison",
     "Plan",
     "Recipe",
+    "Report",
+    "Run",
+    "Scorecard",
     "__version__",
     "compare",
     "evaluate",

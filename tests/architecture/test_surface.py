@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import get_type_hints
 
 import click
 import pytest
@@ -36,7 +37,10 @@ SURFACE: dict[str, tuple[list[str], list[str]]] = {
 }
 """Verb -> arguments and options; every verb has --help and --debug beside them. Additions are written here first."""
 
-FACE = ["Plan", "Recipe", "__version__", "compare", "evaluate", "export", "load", "make_plan", "report", "train"]
+FACE = [
+    "Comparison", "Plan", "Recipe", "Report", "Run", "Scorecard", "__version__", "compare", "evaluate", "export", "load",
+    "make_plan", "report", "train",
+]  # fmt: skip
 
 
 def _verbs(command: click.Command, path: str, context: click.Context) -> dict[str, click.Command]:
@@ -82,6 +86,17 @@ def test_unknown_public_name() -> None:
 @pytest.mark.parametrize("name", [name for name in FACE if not name.startswith("__")])
 def test_public_names_load(name: str) -> None:
     assert callable(getattr(tunesmith, name))
+
+
+@pytest.mark.parametrize(
+    ("name", "gives"),
+    [
+        ("load", "Recipe"), ("make_plan", "Plan"), ("train", "Run"), ("evaluate", "Scorecard"),
+        ("compare", "Comparison"), ("report", "Report"),
+    ],
+)  # fmt: skip
+def test_functions_of_the_face_give_what_its_names_say(name: str, gives: str) -> None:
+    assert get_type_hints(getattr(tunesmith, name))["return"] is getattr(tunesmith, gives)
 
 
 def test_version_is_the_package_s() -> None:

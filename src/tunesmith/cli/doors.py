@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tunesmith.workshop.ask import open_answerer
     from tunesmith.workshop.demo import demo
-    from tunesmith.workshop.evaluate import evaluate
+    from tunesmith.workshop.evaluate import measure
     from tunesmith.workshop.export import export
     from tunesmith.workshop.planning import plan_recipe
     from tunesmith.workshop.prepare import open_data
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "demo",
-    "evaluate",
     "export",
     "finished_run",
+    "measure",
     "open_answerer",
     "open_data",
     "plan_recipe",
@@ -35,9 +35,9 @@ __all__ = [
 
 USE_CASES: dict[str, str] = {
     "demo": "tunesmith.workshop.demo:demo",
-    "evaluate": "tunesmith.workshop.evaluate:evaluate",
     "export": "tunesmith.workshop.export:export",
     "finished_run": "tunesmith.workshop.start:finished_run",
+    "measure": "tunesmith.workshop.evaluate:measure",
     "open_answerer": "tunesmith.workshop.ask:open_answerer",
     "open_data": "tunesmith.workshop.prepare:open_data",
     "plan_recipe": "tunesmith.workshop.planning:plan_recipe",

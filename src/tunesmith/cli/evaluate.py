@@ -31,7 +31,7 @@ def evaluate(terminal: Terminal, model: str, suite: str, against: str | None) ->
         open_model(name)
     progress = open_progress()
     try:
-        result = doors.evaluate(model, Path(suite), against=against, progress=progress)
+        result = doors.measure(model, Path(suite), against=against, progress=progress).to_json()
     finally:
         progress.close()
     for line in result_lines(result):

@@ -17,7 +17,7 @@ from tunesmith.cli.terminal import Terminal
 @click.pass_obj
 def report(terminal: Terminal, run: Path) -> None:
     """Write the report of the run folder RUN again, as one self-contained HTML page."""
-    page = doors.report(run)
+    page = doors.report(run).path
     terminal.show(str(page))
     if terminal.as_json:
         terminal.emit({"run": str(run), "report": str(page)})

@@ -32,7 +32,11 @@ def render_report(run_folder: Path) -> str:
     Raises:
         RunError: no such folder, or its recipe is missing or torn.
     """
-    facts = read_facts(Path(run_folder))
+    return render_facts(read_facts(Path(run_folder)))
+
+
+def render_facts(facts: Facts) -> str:
+    """The report of what a run folder holds."""
     return _environment().get_template("report.html.jinja").render(**views(facts))
 
 

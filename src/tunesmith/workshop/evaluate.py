@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import DataError, ModelError
-from tunesmith.evaluation.comparison import compare
+from tunesmith.evaluation.comparison import Comparison, compare
 from tunesmith.evaluation.scorecard import Scorecard
 from tunesmith.files import sha256_of
 from tunesmith.models.locate import open_model
@@ -20,19 +21,53 @@ from tunesmith.workshop.scoring import Scoring
 _TOKENIZER = "tokenizer.json"
 
 
-def evaluate(
-    model: str, suite: Path | Recipe, *, against: str | None = None, progress: Progress | None = None
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Evaluation:
+    """A scorecard with sentences to say aloud; and where a second model was named its card, and what compares the two."""
+
+    card: Scorecard
+    notes: list[str]
+    against: Scorecard | None = None
+    comparison: Comparison | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The card as plain values, with ``notes``, and where they are there ``against`` and ``comparison``."""
+        values: dict[str, Any] = {**self.card.to_json(), "notes": self.notes}
+        if self.against is not None:
+            values["against"] = self.against.to_json()
+        if self.comparison is not None:
+            values["comparison"] = self.comparison.to_json()
+        return values
+
+
+def evaluate(model: str | Path, suite: Path | Recipe, *, progress: Progress | None = None) -> Scorecard:
     """Score a model on the evaluation and data sections of a recipe.
+
+    Args:
+        model: embedded name, model folder, run folder or adapter folder.
+        suite: a recipe file, or a recipe.
+        progress: hears phases, and what is to be said of the scores.
+
+    Raises:
+        TunesmithError: recipe, data or model are wrong.
+    """
+    progress = progress or SilentProgress()
+    measured = measure(str(model), suite, progress=progress)
+    for note in measured.notes:
+        progress.note(note)
+    return measured.card
+
+
+def measure(
+    model: str, suite: Path | Recipe, *, against: str | None = None, progress: Progress | None = None
+) -> Evaluation:
+    """Score a model as ``evaluate`` does, alone or beside another.
 
     Args:
         model: embedded name, model folder, run folder or adapter folder.
         suite: a recipe file, or a recipe.
         against: a second model, scored on the same rows; the first is compared with it.
         progress: hears phases.
-
-    Returns:
-        The scorecard as plain values; with ``against`` also that card and the comparison.
 
     Raises:
         TunesmithError: recipe, data or model are wrong; the two models do not see the same prompts.
@@ -50,12 +85,10 @@ def evaluate(
             hint="score them one by one, without --against: what is measured per token does not compare",
         )
     card, said = _card(model, recipe, progress)
-    result: dict[str, Any] = {**card.to_json(), "notes": [*notes, *said]}
-    if against is not None:
-        other, _ = _card(against, recipe, progress)
-        result["against"] = other.to_json()
-        result["comparison"] = compare(other, card).to_json()
-    return result
+    if against is None:
+        return Evaluation(card, [*notes, *said])
+    other, _ = _card(against, recipe, progress)
+    return Evaluation(card, [*notes, *said], other, compare(other, card))
 
 
 def _card(model: str, recipe: Recipe, progress: Progress) -> tuple[Scorecard, list[str]]:

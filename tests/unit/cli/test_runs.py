@@ -78,7 +78,12 @@ def test_runs_go_by_the_names_that_the_list_prints(
         return SimpleNamespace(folder=out, gates=[], notes=[], dtype="float32")
 
     monkeypatch.setattr(doors, "export", export, raising=False)
-    monkeypatch.setattr(doors, "report", lambda run: seen.append(run) or run / "report.html", raising=False)
+
+    def report(run: Path) -> SimpleNamespace:
+        seen.append(run)
+        return SimpleNamespace(path=run / "report.html")
+
+    monkeypatch.setattr(doors, "report", report, raising=False)
     said = call(*arguments)
     assert said.code == 0, said.err
     assert seen == ([] if arguments[0] == "runs" else [Path("runs/first")])

@@ -145,12 +145,14 @@ def test_a_wrong_recipe_never_reaches_the_workshop(call: Call, recipe: Path) -> 
 
 
 def test_eval_shows_the_card_and_the_comparison(call: Call, recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def evaluate(model: str, suite: Path, *, against: str | None, progress: Progress) -> dict[str, Any]:
+    def measure(model: str, suite: Path, *, against: str | None, progress: Progress) -> SimpleNamespace:
         assert (model, suite, against) == ("tunesmith-base-8m", recipe, "tunesmith-base-8m")
         progress.phase("scoring", 1, 1)
-        return {**CARD, "against": {**CARD, "model": "other"}, "comparison": COMPARISON, "notes": ["said aloud"]}
+        other = {**CARD, "model": "other"}
+        values = {**CARD, "against": other, "comparison": COMPARISON, "notes": ["said aloud"]}
+        return SimpleNamespace(to_json=lambda: values)
 
-    monkeypatch.setattr(doors, "evaluate", evaluate, raising=False)
+    monkeypatch.setattr(doors, "measure", measure, raising=False)
     arguments = ("eval", "tunesmith-base-8m", str(recipe), "--against", "tunesmith-base-8m")
     said = call(*arguments)
     assert said.code == 0, said.err
@@ -175,7 +177,7 @@ def test_eval_of_an_unknown_model(call: Call, recipe: Path) -> None:
 
 
 def test_report(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doors, "report", lambda run: run / "report.html", raising=False)
+    monkeypatch.setattr(doors, "report", lambda run: SimpleNamespace(path=run / "report.html"), raising=False)
     assert call("report", "runs/a").out == "runs/a/report.html\n"
     assert call("report", "runs/a", "--json").json == {"run": "runs/a", "report": "runs/a/report.html"}
 
