@@ -13,6 +13,7 @@ _MOST_MESSAGES = 3
 _TITLES = {
     "stopped": "Stopped before its end",
     "lost": "Process lost",
+    "differs": "Differs from the run that it repeats",
     "diverging": "Loss rose and stayed high",
     "rolled_back": "Rolled back",
     "step_skipped": "Step not applied",
