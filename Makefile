@@ -4,16 +4,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 TEST_ARGS ?=
 
-.PHONY: demo test slow check docs wheel clean
+.PHONY: demo test slow long check docs wheel clean
 
 demo: $(VENV)/.ready
 	$(BIN)/tunesmith demo
 
 test: $(VENV)/.ready-dev
-	$(BIN)/python -m pytest -m "not slow and not gpu" -n 2 $(TEST_ARGS)
+	$(BIN)/python -m pytest -m "not slow and not long and not gpu" -n 2 $(TEST_ARGS)
 
 slow: $(VENV)/.ready-dev
-	$(BIN)/python -m pytest -m "slow and not gpu" $(TEST_ARGS)
+	$(BIN)/python -m pytest -m "slow and not long and not gpu" $(TEST_ARGS)
+
+long: $(VENV)/.ready-dev
+	$(BIN)/python -m pytest -m long $(TEST_ARGS)
 
 check: $(VENV)/.ready-dev
 	$(BIN)/ruff format --check src tests tools bench examples

@@ -54,11 +54,12 @@ class StoreWriter:
     def __init__(self, folder: Path) -> None:
         make_folders(folder)
         self._folder = folder
-        # Each is closed even where the flush of another fails on a full disk.
-        self._streams = ExitStack()
-        self._tokens = self._streams.enter_context(NewFile(folder / _TOKENS))
-        self._trained = self._streams.enter_context(NewFile(folder / _TRAINED))
-        self._rows = self._streams.enter_context(NewFile(folder / _ROWS))
+        # Each is closed even where another cannot be opened, or the flush of another fails on a full disk.
+        with ExitStack() as streams:
+            self._tokens = streams.enter_context(NewFile(folder / _TOKENS))
+            self._trained = streams.enter_context(NewFile(folder / _TRAINED))
+            self._rows = streams.enter_context(NewFile(folder / _ROWS))
+            self._streams = streams.pop_all()
         self._files: dict[str, int] = {}
         self.num_rows = 0
         self.num_tokens = 0
