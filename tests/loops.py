@@ -89,6 +89,7 @@ def make_trainer(
     stop_after: int | None = None,
     objective: Any = None,
     say: Any = lambda kind, text: None,
+    ranks: Any = None,
     **changes: Any,
 ) -> tuple[Trainer, Recorder]:
     """A trainer on a random Llama; with ``stop_after`` its ``run`` raises ``Cut`` after that step.
@@ -111,6 +112,6 @@ def make_trainer(
     recorder = Recorder()
     trainer = Trainer(
         model, objective or NextToken(), adapter, stream, options,
-        CheckpointFolder(folder, "run", keep=options.keep_checkpoints, say=say), hooks=[recorder], say=say,
+        CheckpointFolder(folder, "run", keep=options.keep_checkpoints, say=say), hooks=[recorder], say=say, ranks=ranks,
     )  # fmt: skip
     return trainer, recorder

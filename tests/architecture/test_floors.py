@@ -22,7 +22,19 @@ from tests.architecture.source_tree import (
 )
 
 FLOORS = {
-    1: {"types", "errors", "disk", "files", "expressions", "foreign", "records", "embedded", "progress", "signals"},
+    1: {
+        "types",
+        "errors",
+        "disk",
+        "files",
+        "expressions",
+        "foreign",
+        "records",
+        "embedded",
+        "launcher",
+        "progress",
+        "signals",
+    },
     2: {"recipe"},
     3: {"data", "models", "registry", "engine", "evaluation"},
     4: {"adapters", "objectives", "planning"},
@@ -42,7 +54,7 @@ THIRD_PARTY_DOORS = {"src/tunesmith/workshop/sinks.py"}
 """Where optional third parties are loaded by name from a table."""
 
 LIGHT = (
-    "errors", "disk", "files", "expressions", "foreign", "records", "embedded", "progress", "signals", "types", "recipe", "planning", "registry", "cli",
+    "errors", "disk", "files", "expressions", "foreign", "records", "embedded", "launcher", "progress", "signals", "types", "recipe", "planning", "registry", "cli",
     "models/facts.py", "models/locate.py", "workshop/prepare.py", "workshop/planning.py", "workshop/doctor.py",
 )  # fmt: skip
 HEAVY_DATA = {"loader.py"}

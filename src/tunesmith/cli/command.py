@@ -11,6 +11,7 @@ import click
 from tunesmith.cli.table import VerbEntry
 from tunesmith.cli.terminal import Terminal
 from tunesmith.errors import UserError
+from tunesmith.launcher import num_ranks
 
 _WHOLE_SENTENCE = 1000
 """Characters of a summary: more than any has, so that click does not cut it."""
@@ -46,17 +47,24 @@ def json_option() -> click.Option:
 
 
 class Verb(click.Command):
-    """A verb; ``reports`` gives it ``--json``."""
+    """A verb; ``reports`` gives it ``--json``, ``ranks`` lets several processes do it together."""
 
-    def __init__(self, *args: Any, reports: bool = True, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, reports: bool = True, ranks: bool = False, **kwargs: Any) -> None:
         kwargs.setdefault("context_settings", SETTINGS)
         super().__init__(*args, **kwargs)
+        self.ranks = ranks
         if reports:
             self.params.append(json_option())
         self.params.append(debug_option())
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the verb; under ``--json`` its stdout holds one object alone."""
+        """Run the verb; under ``--json`` its stdout holds one object alone. Raises UserError where a launcher started many."""
+        if num_ranks() > 1 and not self.ranks:
+            raise UserError(
+                f"`{ctx.command_path}` works in one process, and a launcher started {num_ranks()}",
+                where="environment variable WORLD_SIZE",
+                hint="start it without torchrun, which is for `tunesmith train`",
+            )
         with ctx.ensure_object(Terminal).answering():
             return super().invoke(ctx)
 

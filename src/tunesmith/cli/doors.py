@@ -18,12 +18,14 @@ if TYPE_CHECKING:
     from tunesmith.workshop.report import report
     from tunesmith.workshop.reproducing import reproduce
     from tunesmith.workshop.start import finished_run
+    from tunesmith.workshop.together import follow
     from tunesmith.workshop.train import train
 
 __all__ = [
     "demo",
     "export",
     "finished_run",
+    "follow",
     "measure",
     "open_answerer",
     "open_data",
@@ -38,6 +40,7 @@ USE_CASES: dict[str, str] = {
     "export": "tunesmith.workshop.export:export",
     "finished_run": "tunesmith.workshop.start:finished_run",
     "measure": "tunesmith.workshop.evaluate:measure",
+    "follow": "tunesmith.workshop.together:follow",
     "open_answerer": "tunesmith.workshop.ask:open_answerer",
     "open_data": "tunesmith.workshop.prepare:open_data",
     "plan_recipe": "tunesmith.workshop.planning:plan_recipe",

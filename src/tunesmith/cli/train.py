@@ -14,6 +14,7 @@ from tunesmith.cli.progress import open_progress
 from tunesmith.cli.terminal import Terminal
 from tunesmith.errors import GuardStopped, Interrupted, RunError
 from tunesmith.files import read_json
+from tunesmith.launcher import is_follower, num_ranks
 from tunesmith.registry.lease import refuse_if_held
 from tunesmith.registry.runs import RUNS
 from tunesmith.reports.terminal import headline
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from tunesmith.workshop.start import Run
 
 
-@click.command(cls=Verb)
+@click.command(cls=Verb, ranks=True)
 @recipe_argument
 @click.option(
     "--run", "folder", type=click.Path(path_type=Path), default=None, help="Folder of the run; else runs/NAME."
@@ -37,15 +38,19 @@ def train(
     """Train as RECIPE says, score base and tuned model, and write the report.
 
     The same call resumes an interrupted run; one whose recipe or data changed is refused, and --fork starts a child of it.
+    Under `torchrun --nproc-per-node N -m tunesmith train RECIPE` N processes share out the passes of each step.
     Overrides are typed as in the recipe: training.learning_rate=1e-3 adapter.rank=8
     """
     read = read_recipe(terminal, recipe, overrides)
     run_folder = folder or RUNS / read.name
+    if is_follower():
+        doors.follow(read, run_folder, fork)
+        return
     refuse_if_held(run_folder)
     plan = doors.plan_recipe(read)
     progress = open_progress()
     try:
-        run = None if fork else doors.finished_run(plan, run_folder, progress)
+        run = None if fork or num_ranks() > 1 else doors.finished_run(plan, run_folder, progress)
         if run is None:
             run = doors.train(plan, run_folder, progress=progress, restart=restart, fork=fork)
     except (Interrupted, GuardStopped):

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tunesmith.disk import disk
+from tunesmith.engine.ranks import Ranks
 from tunesmith.engine.tensor_file import Written, tensor_bytes, write_tensors
 from tunesmith.errors import GuardStopped
 from tunesmith.files import new_folder, remove_folder, sha256_of, sync_appends
@@ -65,6 +66,30 @@ def load_trained(tensors: Mapping[str, Tensor], adapter: Adapter, parts: nn.Modu
         split[part][name] = tensor
     adapter.load_state(split["adapter"])
     parts.load_state_dict(split["parts"])
+
+
+def shared(ranks: Ranks, checkpoint: Checkpoint | None, folder: CheckpointFolder) -> Checkpoint | None:
+    """The main rank's checkpoint on every rank, read from the same folder; None where the main rank has none.
+
+    Raises:
+        GuardStopped: another rank cannot read it.
+    """
+    step = ranks.told(checkpoint.step if checkpoint is not None else None)
+    if ranks.is_main or step is None:
+        return checkpoint
+    return read_as(ranks, step, folder)
+
+
+def read_as(ranks: Ranks, step: int, folder: CheckpointFolder) -> Checkpoint:
+    """What the main rank saved, on another rank. Raises GuardStopped where it cannot be used."""
+    found = folder.look(step)
+    if isinstance(found, str):
+        raise GuardStopped(
+            f"rank {ranks.rank} cannot use the checkpoint of step {step}: {found}",
+            where=str(folder.path),
+            hint="all ranks must see the same run folder: put it on a disk that they share",
+        )
+    return found
 
 
 class CheckpointFolder:

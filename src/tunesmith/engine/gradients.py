@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tunesmith.engine.interrupts import Interrupts
+from tunesmith.engine.interrupts import Asked, Interrupts
 from tunesmith.engine.precision import Precision
 from tunesmith.engine.randomness import reseed
+from tunesmith.engine.ranks import Ranks
 from tunesmith.engine.relief import MemoryRelief, is_out_of_memory
 from tunesmith.types import Batch, Mean, Objective, Step
 
@@ -35,6 +37,7 @@ class Gradients:
         interrupts: looked at between atoms.
         seed: of the run; each atom's randomness is a function of (seed, step, atom).
         weights: factor of each term of the loss; a missing one is 1.
+        ranks: who else works on the step.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class Gradients:
         *,
         seed: int,
         weights: Mapping[str, float],
+        ranks: Ranks,
     ) -> None:
         self.model = model
         self.objective = objective
@@ -55,9 +59,12 @@ class Gradients:
         self.interrupts = interrupts
         self.seed = seed
         self.weights = dict(weights)
+        self.ranks = ranks
 
     def of_step(self, index: int, step: Step, clear: Callable[[], None]) -> StepResult:
         """Run a step forward and backward; when memory runs out, relieve it and run the whole step again.
+
+        All ranks come to the same end of it, whichever of them ran out of memory or was asked to stop.
 
         Args:
             index: of the step, from 0.
@@ -70,34 +77,56 @@ class Gradients:
         """
         while True:
             atoms = self.relief.cut(step)
-            failed = self._try(index, atoms)
-            if isinstance(failed, StepResult):
-                return failed
+            trouble = _Trouble()
+            result = self._try(index, atoms, trouble)
+            out_of_memory, asked = self.ranks.largest([trouble.out_of_memory, trouble.asked])
+            if not out_of_memory and not asked:
+                return self._reduced(result)
             clear()
-            self.relief.relieve(index + 1, [failed] if isinstance(failed, Batch) else atoms)
+            if asked:
+                raise Asked
+            batches = None
+            if trouble.out_of_memory:
+                batches = atoms if trouble.batch is None else [trouble.batch]
+            self.relief.relieve(index + 1, batches, self.ranks)
 
-    def _try(self, index: int, atoms: Sequence[Batch]) -> StepResult | Batch | None:
-        """The result; or the atom during which memory ran out, None where it was none's. Frames are gone by the return."""
-        current: Batch | None = None
-        try:
-            on_device = [batch.to(self.model.device) for batch in atoms]
-            counts = _added([self.objective.counts(batch) for batch in on_device])
-            seen = self._survey(on_device)
-            result = StepResult(torch.zeros((), device=self.model.device))
-            for number, batch in enumerate(on_device):
+    def _try(self, index: int, atoms: Sequence[Batch], trouble: _Trouble) -> StepResult:
+        """The rank's part of the step, as far as it came: whoever is in trouble still joins what the others wait for."""
+        mine, on_device = self.ranks.share(atoms), []
+        counts: dict[str, Tensor] = {}
+        seen: dict[str, Mean] = {}
+        result = StepResult(torch.zeros((), device=self.model.device))
+        with trouble:
+            on_device = [(number, batch.to(self.model.device)) for number, batch in mine]
+            counts = _added([self.objective.counts(batch) for _, batch in on_device])
+        counts = self.ranks.sum("counts", counts)
+        if not trouble:
+            with trouble:
+                seen = self._survey([batch for _, batch in on_device])
+        seen = self.ranks.sum_means("seen", seen)
+        if trouble:
+            return result
+        with trouble:
+            for number, batch in on_device:
                 self.interrupts.check()
-                current = atoms[number]
+                trouble.batch = atoms[number]
                 reseed(self.seed, index, number)
                 result.loss = result.loss + self._backward(batch, counts, seen, result.metrics)
-            penalty = self.objective.penalty(self.model)
-            if penalty is not None:
-                self.precision.scaled(penalty).backward()  # type: ignore[no-untyped-call]
-                result.loss = result.loss + penalty.detach()
-            return result
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            return current
+            trouble.batch = None
+            if self.ranks.is_main:  # once a step, not once a rank
+                self._penalise(result)
+        return result
+
+    def _penalise(self, result: StepResult) -> None:
+        penalty = self.objective.penalty(self.model)
+        if penalty is not None:
+            self.precision.scaled(penalty).backward()  # type: ignore[no-untyped-call]
+            result.loss = result.loss + penalty.detach()
+
+    def _reduced(self, result: StepResult) -> StepResult:
+        self.ranks.sum_gradients([item for item in self.model.parameters() if item.requires_grad])
+        loss = self.ranks.sum("loss", {"loss": result.loss})["loss"]
+        return StepResult(loss, self.ranks.sum_means("metrics", result.metrics))
 
     def _survey(self, batches: Sequence[Batch]) -> dict[str, Mean]:
         seen: dict[str, Mean] = {}
@@ -118,6 +147,28 @@ class Gradients:
         self.precision.scaled(share).backward()  # type: ignore[no-untyped-call]
         _add_means(metrics, {name: Mean(mean.total.detach(), mean.count) for name, mean in loss.metrics.items()})
         return share.detach()
+
+
+class _Trouble:
+    """Takes up lack of memory and requests to stop as they come; true once there is some. No frame of an error is kept."""
+
+    def __init__(self) -> None:
+        self.out_of_memory = self.asked = 0
+        self.batch: Batch | None = None
+        """The atom under way, None where memory ran out for none of them."""
+
+    def __bool__(self) -> bool:
+        return bool(self.out_of_memory or self.asked)
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        self.asked |= isinstance(error, Asked)
+        self.out_of_memory |= error is not None and is_out_of_memory(error)
+        return isinstance(error, Asked) or (error is not None and is_out_of_memory(error))
 
 
 def one_if_zero(count: Tensor) -> Tensor:

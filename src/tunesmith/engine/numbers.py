@@ -17,6 +17,10 @@ _MOST_WAITING = 16
 """Steps that may be under way: beyond it the host waits for the oldest, so that it cannot run far ahead."""
 
 
+_IN_STEP = 4
+"""Steps that are under way where ranks go in step: enough that nobody waits."""
+
+
 @dataclass
 class Numbers:
     """What a step's ``scalars`` were, with ``facts`` that the host knew all along."""
@@ -34,10 +38,16 @@ class _Waiting:
 
 
 class DeferredNumbers:
-    """A queue of steps whose numbers still lie on ``device``."""
+    """A queue of steps whose numbers still lie on ``device``.
 
-    def __init__(self, device: torch.device) -> None:
+    Args:
+        device: where the numbers come from.
+        in_step: tell each step a fixed number of steps later, not as soon as may be: ranks must learn of it together.
+    """
+
+    def __init__(self, device: torch.device, *, in_step: bool = False) -> None:
         self.device = device
+        self.in_step = in_step
         self._queue: deque[_Waiting] = deque()
 
     def push(self, facts: dict[str, Any], scalars: Mapping[str, Tensor]) -> None:
@@ -56,8 +66,8 @@ class DeferredNumbers:
         found = []
         while self._queue:
             first = self._queue[0]
-            if first.copied is not None and not first.copied.query():
-                if not wait and len(self._queue) <= _MOST_WAITING:
+            if first.copied is not None and (self.in_step or not first.copied.query()):
+                if not wait and len(self._queue) <= (_IN_STEP if self.in_step else _MOST_WAITING):
                     break
                 first.copied.synchronize()
             self._queue.popleft()

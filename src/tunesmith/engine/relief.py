@@ -8,8 +8,10 @@ from typing import Any
 import torch
 
 from tunesmith.engine.checkpoint import Say
+from tunesmith.engine.ranks import Ranks
 from tunesmith.types import Batch, Step
 
+_ANY = 1 << 62
 _CPU_WORDS = ("can't allocate memory", "cannot allocate memory", "not enough memory", "out of memory")
 
 
@@ -52,12 +54,36 @@ class MemoryRelief:
             return list(step)
         return [piece for batch in step for piece in _pieces(batch, self.most_tokens)]
 
-    def relieve(self, step: int, batches: Sequence[Batch]) -> None:
-        """Take the next measure after ``batches`` did not fit.
+    def relieve(self, step: int, batches: Sequence[Batch] | None, ranks: Ranks) -> None:
+        """Take the next measure after memory ran out on some rank; all ranks take the same.
+
+        Args:
+            step: for words, from 1.
+            batches: what did not fit here; None where it was another rank's memory.
+            ranks: who else works on the step.
 
         Raises:
             CannotRelieve: there is none left; says which row is the longest.
         """
+        stuck = None
+        if batches is not None:
+            try:
+                self._take_measure(step, batches)
+            except CannotRelieve as error:
+                stuck = error
+        mine = [int(stuck is not None), int(self.recomputes), -(self.most_tokens or _ANY)]
+        any_stuck, recomputes, bound = ranks.largest(mine)
+        if any_stuck:
+            raise stuck or CannotRelieve("a row does not fit into the memory of another rank")
+        before = self.state_dict()
+        self.load_state_dict({"recomputes": bool(recomputes), "most_tokens": -bound if -bound < _ANY else None})
+        if self.state_dict() != before:
+            now = (
+                f"passes hold at most {self.most_tokens:,} tokens" if self.most_tokens else "activations are recomputed"
+            )
+            self.say("passes_cut", f"step {step}: memory ran out on another rank; {now} from here on, on all ranks")
+
+    def _take_measure(self, step: int, batches: Sequence[Batch]) -> None:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         largest = max(batches, key=lambda batch: batch.num_tokens)

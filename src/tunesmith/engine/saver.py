@@ -171,6 +171,14 @@ class Saver:
         return buffer.copy_(tensor.detach(), non_blocking=True)
 
 
+class Bystander(Saver):
+    """Saves nothing: another rank does, and what it saved is what this one would have."""
+
+    def save(self, checkpoint: Checkpoint, *, protect: frozenset[int] = frozenset()) -> None:
+        """Take it for saved."""
+        self.saved_step = checkpoint.step
+
+
 def lack_of_room(folder: Path, num_bytes: int) -> str | None:
     """Say why ``folder`` cannot take ``num_bytes`` with a fifth to spare, or None."""
     found = os.statvfs(folder)

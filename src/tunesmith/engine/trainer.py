@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tunesmith.engine.checkpoint import Checkpoint, CheckpointFolder, Say, load_trained, trained_of
+from tunesmith.engine.checkpoint import Checkpoint, CheckpointFolder, Say, load_trained, shared, trained_of
 from tunesmith.engine.gradients import Gradients, one_if_zero
 from tunesmith.engine.hooks import Hook
 from tunesmith.engine.interrupts import GO_ON, Asked, Interrupts
@@ -25,13 +25,14 @@ from tunesmith.engine.numbers import DeferredNumbers
 from tunesmith.engine.optim import Optimiser
 from tunesmith.engine.options import TrainerOptions
 from tunesmith.engine.precision import Precision
+from tunesmith.engine.ranks import Ranks
 from tunesmith.engine.reckoning import LEFT_OUT, Reckoning
 from tunesmith.engine.recovery import Recovery, RollBack
 from tunesmith.engine.relief import CannotRelieve, MemoryRelief
-from tunesmith.engine.saver import Saver
+from tunesmith.engine.saver import Bystander, Saver
 from tunesmith.engine.schedules import rate_factor
 from tunesmith.engine.verdict import Judge
-from tunesmith.engine.vitals import LayerVital, faults, measure
+from tunesmith.engine.vitals import LayerVital, LayerWatch, measure
 from tunesmith.engine.watchdog import Watchdog
 from tunesmith.errors import GateRefused, GuardStopped
 from tunesmith.types import Adapter, Control, Objective, Step, Stream
@@ -66,6 +67,7 @@ class Trainer:
         tell_layers: takes the step and every layer's vitals, at each evaluation.
         interrupts: watches signals.
         watchdog: watches that steps come; None for nobody.
+        ranks: who else trains; None for nobody. All but the main one have no hooks, and say nothing.
     """
 
     def __init__(  # noqa: PLR0913 - the loop takes each of its parts by itself: it builds none
@@ -85,6 +87,7 @@ class Trainer:
         tell_layers: Callable[[int, list[LayerVital]], None] = lambda step, vitals: None,
         interrupts: Interrupts | None = None,
         watchdog: Watchdog | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         self.model: Any = model
         self.objective = objective
@@ -95,8 +98,8 @@ class Trainer:
         self.hooks = list(hooks)
         self.name_row = name_row
         self.say = say
-        self.tell_layers = tell_layers
         self.interrupts = interrupts or Interrupts()
+        self.ranks = ranks or Ranks()
         self.watchdog = watchdog
         self.device: torch.device = model.device  # type: ignore[assignment]
         self.precision = Precision(options.precision, self.device)
@@ -106,11 +109,12 @@ class Trainer:
             model, recomputes=options.recompute, has_dropout=options.has_dropout, name_row=name_row, say=say
         )
         self.gradients = Gradients(
-            model, objective, self.precision, self.relief, self.interrupts, seed=options.seed, weights=weights or {}
-        )
+            model, objective, self.precision, self.relief, self.interrupts,
+            seed=options.seed, weights=weights or {}, ranks=self.ranks,
+        )  # fmt: skip
         self.judge = Judge(options, self.groups, controls, self.precision, self.device)
         self.recovery = Recovery(options.guards, say)
-        self.saver = Saver(
+        self.saver = (Saver if self.ranks.is_main else Bystander)(
             checkpoints, background=options.save_in_background, max_failures=options.max_failed_saves, say=say
         )
         self.reckoning = Reckoning(
@@ -121,8 +125,8 @@ class Trainer:
         self.seconds = 0.0
         self._evaluated_step = 0
         self._stopped: str | None = None
-        self._numbers = DeferredNumbers(self.device)
-        self._faulty_layers: dict[str, str] = {}
+        self._numbers = DeferredNumbers(self.device, in_step=self.ranks.size > 1)
+        self.layers = LayerWatch(say, tell_layers)
         self._went_back_to = -1
 
     def run(self) -> Outcome:
@@ -166,7 +170,8 @@ class Trainer:
         self._interval()
         last = time.perf_counter()
         for step in self.stream if self._stopped is None else ():
-            self.interrupts.check()
+            if self.ranks.size == 1:  # several come to agree on it within the step
+                self.interrupts.check()
             facts = self._pass_over(step) if self.step in self.recovery.left_out else self._one_step(step)
             now = time.perf_counter()
             facts["seconds"] = now - last
@@ -203,7 +208,7 @@ class Trainer:
         self.optimiser.step(flags["refused"])
         flags["spoilt"] = self.judge.look_at_weights(self.optimiser.parameters)
         if self._is_evaluation(self.step + 1):
-            self._look_at_layers(measure(self.optimiser))
+            self.layers.look(self.step + 1, measure(self.optimiser))
         self.optimiser.clear()
         facts = self._counted(step, rate)
         metrics = {f"metric:{name}": mean.total / one_if_zero(mean.count) for name, mean in result.metrics.items()}
@@ -247,6 +252,12 @@ class Trainer:
         if not self.owes_evaluation:
             return
         self._report(wait=True)
+        reason = self.ranks.main_says(self._evaluate)
+        self._evaluated_step = self.step
+        self._stopped = self._stopped or reason
+
+    def _evaluate(self) -> str | None:
+        """Ask the hooks; returns why to stop, where one says so."""
         self.model.eval()
         before = [hook.state_dict() for hook in self.hooks]
         try:
@@ -258,19 +269,10 @@ class Trainer:
             raise
         finally:
             self.model.train()
-        self._evaluated_step = self.step
-        self._stopped = self._stopped or next((reason for reason in reasons if reason), None)
+        return next((reason for reason in reasons if reason), None)
 
     def _other_work(self) -> AbstractContextManager[None]:
         return self.watchdog.other_work() if self.watchdog else nullcontext()
-
-    def _look_at_layers(self, vitals: list[LayerVital]) -> None:
-        found = faults(vitals)
-        for layer, fault in found.items():
-            if self._faulty_layers.get(layer, "").partition(":")[0] != fault.partition(":")[0]:
-                self.say("layer_fault", f"layer {layer} at step {self.step + 1} is {fault}")
-        self._faulty_layers = found
-        self.tell_layers(self.step + 1, vitals)
 
     def save(self) -> None:
         """Save a checkpoint of everything that a resume needs, once all numbers up to here are known to be good."""
@@ -291,7 +293,7 @@ class Trainer:
             "precision": self.precision.state_dict(),
             "hooks": [hook.state_dict() for hook in self.hooks],
             "judge": self.judge.state_dict(), "recovery": self.recovery.state_dict(), "relief": self.relief.state_dict(),
-            "evaluated_step": self._evaluated_step, "stopped": self._stopped, "faulty_layers": self._faulty_layers,
+            "evaluated_step": self._evaluated_step, "stopped": self._stopped, "faulty_layers": self.layers.faulty,
         }  # fmt: skip
 
     def best_steps(self) -> frozenset[int]:
@@ -313,8 +315,8 @@ class Trainer:
         self.recovery.load_state_dict(state["recovery"])
         self.relief.load_state_dict(state["relief"])
         self._evaluated_step, self._stopped = int(state["evaluated_step"]), state["stopped"]
-        self._faulty_layers, self.saver.saved_step = dict(state["faulty_layers"]), self.step
-        for hook, saved in zip(self.hooks, state["hooks"], strict=True):
+        self.layers.faulty, self.saver.saved_step = dict(state["faulty_layers"]), self.step
+        for hook, saved in zip(self.hooks, state["hooks"], strict=self.ranks.is_main):
             hook.load_state_dict(saved)
 
     @property
@@ -330,13 +332,17 @@ class Trainer:
         limit = max(0, back.index - self.recovery.options.rollback_window) + 1
         if self.saver.saved_step == self._went_back_to:
             limit = min(limit, self._went_back_to)
-        checkpoint = self.checkpoints.newest(below=limit) or self.checkpoints.newest(below=back.index + 1)
+        checkpoint = None
+        if self.ranks.is_main:
+            checkpoint = self.checkpoints.newest(below=limit) or self.checkpoints.newest(below=back.index + 1)
+        checkpoint = shared(self.ranks, checkpoint, self.checkpoints)
         if checkpoint is None:
             raise GuardStopped(
                 f"{back.why}, and there is no good checkpoint to go back to", where=str(self.checkpoints.path),
                 hint="start again with a lower learning rate, or from a checkpoint put back from a copy",
             )  # fmt: skip
-        self.checkpoints.drop_after(checkpoint.step)
+        if self.ranks.is_main:
+            self.checkpoints.drop_after(checkpoint.step)
         self.optimiser.clear()
         self.restore(checkpoint)
         self.recovery.left_out, self.recovery.rollbacks = left_out, rollbacks
@@ -352,7 +358,7 @@ class Trainer:
         if heaviest is None or self.step >= self.options.total_steps:
             return
         try:
-            self.gradients.of_step(self.step, [heaviest], self.optimiser.clear)
+            self.gradients.of_step(self.step, [heaviest] * self.ranks.size, self.optimiser.clear)
         except CannotRelieve as error:
             raise GateRefused(
                 f"training does not fit into memory: {error}",

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from tunesmith.engine.checkpoint import Say
 from tunesmith.engine.optim import Optimiser
 
 _LAYER = re.compile(r"^(.*?\.\d+)\.")
@@ -70,3 +72,26 @@ def faults(vitals: list[LayerVital]) -> dict[str, str]:
                 f"vanishing: its update is {item.ratio:.1e} of its weights, the median layer's {usual:.1e}"
             )
     return found
+
+
+class LayerWatch:
+    """Tells of layers that turn out faulty, once each.
+
+    Args:
+        say: where a fault is told.
+        tell: takes the step and every layer's vitals.
+    """
+
+    def __init__(self, say: Say, tell: Callable[[int, list[LayerVital]], None]) -> None:
+        self.say = say
+        self.tell = tell
+        self.faulty: dict[str, str] = {}
+
+    def look(self, step: int, vitals: list[LayerVital]) -> None:
+        """Take the vitals at the end of ``step``."""
+        found = faults(vitals)
+        for layer, fault in found.items():
+            if self.faulty.get(layer, "").partition(":")[0] != fault.partition(":")[0]:
+                self.say("layer_fault", f"layer {layer} at step {step} is {fault}")
+        self.faulty = found
+        self.tell(step, vitals)

@@ -18,18 +18,20 @@ from tunesmith.planning.settings import Settings
 from tunesmith.recipe.fingerprint import differences
 
 _MAY_CHANGE_BITS = (
-    "platform", "processor", "instructions", "cuda", "device_name", "threads", "precision", "deterministic",
+    "platform", "processor", "instructions", "cuda", "device_name", "threads", "ranks", "precision",
+    "deterministic",
 )  # fmt: skip
 _COMPUTE = ("tunesmith", "torch", "transformers", "tokenizers", "numpy")
 PACKAGES = ("tunesmith", "torch", "transformers", "tokenizers", "safetensors", "numpy", "pydantic", "jinja2", "pyarrow")
 
 
-def environment(folder: Path, settings: Settings) -> dict[str, Any]:
+def environment(folder: Path, settings: Settings, num_ranks: int = 1) -> dict[str, Any]:
     """Facts to write beside a run.
 
     Args:
         folder: where the recipe's relative paths start.
         settings: of the run.
+        num_ranks: processes that train together.
     """
     versions = {}
     for name in PACKAGES:
@@ -47,6 +49,7 @@ def environment(folder: Path, settings: Settings) -> dict[str, Any]:
         "device_name": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "ranks": num_ranks,
         "precision": settings.precision,
         "deterministic": settings.deterministic,
         "openmp_wait_policy": os.environ.get("OMP_WAIT_POLICY", "default"),

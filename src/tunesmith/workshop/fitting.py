@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
@@ -13,11 +13,12 @@ from torch import nn
 from tunesmith.data.loader import PackedStream, StreamOptions
 from tunesmith.data.prepared import Prepared
 from tunesmith.data.rendering import Renderer
-from tunesmith.engine.checkpoint import CheckpointFolder, Say
+from tunesmith.engine.checkpoint import CheckpointFolder, Say, read_as
 from tunesmith.engine.clipping import ZClipOptions
 from tunesmith.engine.hooks import Hook
 from tunesmith.engine.interrupts import Interrupts
 from tunesmith.engine.options import TrainerOptions
+from tunesmith.engine.ranks import Ranks
 from tunesmith.engine.recovery import GuardOptions
 from tunesmith.engine.spikes import SpikeOptions
 from tunesmith.engine.stopping import EarlyStopping
@@ -38,6 +39,7 @@ from tunesmith.types import Adapter
 from tunesmith.workshop.careful import careful
 from tunesmith.workshop.forking import Fork
 from tunesmith.workshop.machinery import Machinery
+from tunesmith.workshop.prepare import base_of
 from tunesmith.workshop.sinks import open_sinks
 from tunesmith.workshop.watching import MetricsHook, ValidationHook
 
@@ -59,6 +61,7 @@ class Fit:
         restart: start from the first step although checkpoints were set aside.
         at_step: told how far training is.
         fork: where a child run comes from; None for a run that starts from its base.
+        ranks: who trains together.
     """
 
     recipe: Recipe
@@ -73,6 +76,7 @@ class Fit:
     restart: bool = False
     at_step: Callable[[int], None] = lambda step: None
     fork: Fork | None = None
+    ranks: Ranks = field(default_factory=Ranks)
 
     def train(self, model: CausalLM, adapter: Adapter, machine: Machinery) -> tuple[Outcome, int]:
         """Train to the end; returns how it ended and the step that is the result.
@@ -98,6 +102,8 @@ class Fit:
         )  # fmt: skip
         trainer = self._trainer(model, adapter, hooks, checkpoints)
         self._resume(trainer, checkpoints)
+        if self.ranks.size > 1:
+            self.ranks.told(self._orders(trainer))
         self.progress.start(self.settings.total_steps, trainer.step)
         try:
             with self.run.patient():
@@ -114,6 +120,31 @@ class Fit:
             return outcome, self._take_best(trainer, checkpoints, early)
         return outcome, trainer.step
 
+    def _orders(self, trainer: Trainer) -> dict[str, Any]:
+        """What the other ranks must know to train along."""
+        saved = trainer.saver.saved_step
+        return {
+            "plan": self.plan.to_json(), "settings": self.settings.to_json(), "identity": self.identity,
+            "data": self.data.key, "base": base_of(self.recipe).sha256, "step": saved,
+        }  # fmt: skip
+
+    def follow(self, model: CausalLM, adapter: Adapter, step: int | None) -> None:
+        """Train to the end as another rank than the main one.
+
+        Args:
+            model: the base with ``adapter`` attached.
+            adapter: what trains.
+            step: of the checkpoint that all go on from; None: from the start.
+
+        Raises:
+            GuardStopped, GateRefused, Interrupted: as the loop does.
+        """
+        checkpoints = CheckpointFolder(self.run.checkpoints_path, self.identity)
+        trainer = self._trainer(model, adapter, [], checkpoints)
+        if step is not None:
+            trainer.restore(read_as(self.ranks, step, checkpoints))
+        trainer.run()
+
     def _trainer(self, model: CausalLM, adapter: Adapter, hooks: list[Hook], checkpoints: CheckpointFolder) -> Trainer:
         def say(kind: str, text: str) -> None:
             self.at_step(trainer.step)
@@ -122,11 +153,12 @@ class Fit:
         interrupts = Interrupts()
         minutes = self.recipe.training.guards.stall_minutes
         options = WatchdogOptions(stop_after_seconds=None if minutes is None else minutes * 60)
+        watchdog = Watchdog(self.run.path, options, interrupts, say, self._last_words)
         trainer = Trainer(
             model, build_objective(self.recipe.objective), adapter, self._stream(), self._options(model), checkpoints,
             hooks=hooks, name_row=lambda row: str(self.data.train.origin(row)), say=say,
             tell_layers=self._tell_layers, interrupts=interrupts,
-            watchdog=Watchdog(self.run.path, options, interrupts, say, self._last_words),
+            watchdog=watchdog if self.ranks.is_main else None, ranks=self.ranks,
         )  # fmt: skip
         return trainer
 
@@ -155,6 +187,8 @@ class Fit:
         )
 
     def _tell_layers(self, step: int, vitals: list[LayerVital]) -> None:
+        if not self.ranks.is_main:
+            return
         layers = {
             item.layer: {
                 "update_norm": _short(item.update_norm), "weight_norm": _short(item.weight_norm),
@@ -204,10 +238,18 @@ class Fit:
         settings = self.settings
         options = StreamOptions(
             batch_size=settings.batch_size, total_steps=settings.total_steps, atom_tokens=settings.atom_tokens,
-            seed=settings.seed, micro_batch_size=settings.micro_batch_size,
+            seed=settings.seed, micro_batch_size=rows_of_a_pass(settings, self.ranks.size),
             source_weights=tuple(source.weight for source in self.recipe.data.train),
         )  # fmt: skip
         return PackedStream(self.data.train, options)
+
+
+def rows_of_a_pass(settings: Settings, num_ranks: int) -> int | None:
+    """Most examples in one pass: as the settings say, and for several ranks no more than leaves each a share of the step."""
+    if num_ranks == 1:
+        return settings.micro_batch_size
+    share = -(-settings.batch_size // num_ranks)
+    return min(share, settings.micro_batch_size or share)
 
 
 def check_finite(machine: Machinery, data: Prepared, step: int) -> None:

@@ -138,6 +138,13 @@ class _Repetition:
             )
         self.steps = int(status["step"])
         self.facts = run.environment()
+        if self.facts.get("ranks", 1) != 1:
+            raise RunError(
+                f"{self.facts['ranks']} ranks trained this run together, and it is reproduced by one process: sums would be "
+                "rounded in another order",
+                where=str(run.path),
+                hint=f"train {run.recipe_path} again with as many ranks and another --run, then `tunesmith runs compare` the two",
+            )
         self.copy = _Witness(into if into is not None else run.path.with_name(f"{run.name}-reproduced"))
         self._require_free()
         self.plan = Plan.from_json(read_json(run.plan_path))

@@ -10,6 +10,7 @@ import torch
 
 from tunesmith.disk import disk
 from tunesmith.engine.randomness import use_deterministic
+from tunesmith.engine.ranks import Ranks, joined
 from tunesmith.engine.trainer import Outcome
 from tunesmith.evaluation.comparison import compare
 from tunesmith.evaluation.scorecard import Scorecard
@@ -33,6 +34,7 @@ from tunesmith.workshop.results import write_result
 from tunesmith.workshop.scoring import Scoring
 from tunesmith.workshop.start import Run, Start, is_done, summary
 from tunesmith.workshop.suite import adopt_suite
+from tunesmith.workshop.together import FINISHED, require_work
 from tunesmith.workshop.token_events import token_events
 
 
@@ -65,23 +67,26 @@ def train(
     run = RunFolder(Path(run_folder))
     run.check_free()
     recipe = plan.source or plan.resolved
-    if is_done(run) and run.report_path.exists():
-        job = _Job(recipe, run, progress, restart, fork)
-        job.check_unchanged()
-        return job.found_finished()
-    with run.held() as held:
-        job = _Job(recipe, run, progress, restart, fork)
-        job.check_unchanged()
-        job.sweep()
-        if is_done(run):  # another process was quicker, or one was cut off before the papers
-            job.tell_swept()
-            if not run.report_path.exists():
-                write_papers(run)
+    with joined(plan.settings.device) as ranks:
+        if is_done(run) and run.report_path.exists():
+            job = _Job(recipe, run, progress, restart, fork)
+            job.check_unchanged()
+            ranks.told(FINISHED)
             return job.found_finished()
-        job.load()
-        job.open(held.predecessor)
-        with recorded(run, job):
-            job.train()
+        with run.held() as held:
+            job = _Job(recipe, run, progress, restart, fork, ranks)
+            job.check_unchanged()
+            job.sweep()
+            if is_done(run):  # another process was quicker, or one was cut off before the papers
+                job.tell_swept()
+                if not run.report_path.exists():
+                    write_papers(run)
+                ranks.told(FINISHED)
+                return job.found_finished()
+            job.load()
+            job.open(held.predecessor)
+            with recorded(run, job):
+                job.train()
     return summary(run)
 
 
@@ -89,11 +94,18 @@ class _Job(Start):
     """One call of ``train``: everything that is open while it lasts."""
 
     def __init__(
-        self, recipe: Recipe, run: RunFolder, progress: Progress, restart: bool = False, fork: str | None = None
+        self,
+        recipe: Recipe,
+        run: RunFolder,
+        progress: Progress,
+        restart: bool = False,
+        fork: str | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         self.fork = find_fork(fork, run)
         parents = [RunFolder(parse_fork(fork)[0])] if fork is not None else []
         super().__init__(recipe, run, progress, parents)
+        self.ranks = ranks or Ranks()
         self.restart = restart
         self.step = 0
         self.doing = "preparing"
@@ -106,6 +118,7 @@ class _Job(Start):
         if fork is not None and self.fork is None:
             inputs = inputs_of(recipe, self.renderer, self.base)
             self.fork = new_fork(fork, Child(self.plan, self.data, self.base.sha256, inputs))
+        self.notes = [*self.notes, *require_work(self.settings, self.ranks, run.path)]
         if self.fork is not None:
             self.identity = run_identity(self.plan.resolved, self.data, self.base, self.fork.identity)
 
@@ -135,13 +148,13 @@ class _Job(Start):
             if predecessor is not None:
                 self._say("lost", f"the process that worked on this run before was lost: {predecessor}")
             run.append_event("continued", 0, "the same call again: going on where it stopped")
-            here = environment(self.recipe.folder, self.settings)
+            here = environment(self.recipe.folder, self.settings, self.ranks.size)
             if changed := environment_differences(run.environment(), here):
                 self.notes.append(
                     f"the machine or its software is not what the run was started with: {'; '.join(changed)}"
                 )
         else:
-            facts = environment(self.recipe.folder, self.settings) | {
+            facts = environment(self.recipe.folder, self.settings, self.ranks.size) | {
                 "run_identity": self.identity, "data_key": self.data.key, "base_sha256": self.base.sha256,
                 "base_folder": str(self.base.path.resolve()), "template": self.renderer.fingerprint(),
             }  # fmt: skip
@@ -183,7 +196,7 @@ class _Job(Start):
             self._say(kind, text)
         fit = Fit(
             self.recipe, self.plan, self.settings, self.run, self.data, self.renderer, self.identity, self.progress,
-            self._say, self.restart, self._at_step, self.fork,
+            self._say, self.restart, self._at_step, self.fork, self.ranks,
         )  # fmt: skip
         outcome, self.result_step = fit.train(model, adapter, machine)
         peak = self.meter.peak_bytes()
@@ -233,7 +246,8 @@ class _Job(Start):
             measured["energy_wh"] = machine.watts * outcome.seconds / 3600
         if machine.price_per_hour is not None:
             measured["cost"] = machine.price_per_hour * outcome.seconds / 3600
-        remember_speed(self.plan, outcome.seconds, outcome.steps)
+        if self.ranks.size == 1:  # what several processes reach together is no measure of this machine
+            remember_speed(self.plan, outcome.seconds, outcome.steps)
         self.run.append_event("done", outcome.steps, f"done after {outcome.steps} steps")
         self.run.set_status("done", **measured)
         write_papers(self.run)

@@ -21,7 +21,7 @@ def test_updates_are_those_that_the_weights_made(tmp_path: Path, settings: dict[
     trainer, recorder = make_trainer(
         tmp_path, scope="full", weight_decay=0.0, evaluate_every=3, total_steps=6, learning_rate=1e-2, **settings
     )
-    trainer.tell_layers = lambda step, vitals: told.update({step: vitals})
+    trainer.layers.tell = lambda step, vitals: told.update({step: vitals})
     after = recorder.after_step
 
     def keep(facts: Any) -> None:
