@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.e2e.desk import Call, Write, torn
 from tunesmith import launcher
@@ -96,6 +97,18 @@ def test_killed_it_goes_on_with_another_number_of_ranks(desk: Path, call: Call, 
     assert f"ranks: {first} -> {3 - first}" in said
     assert _losses() == pytest.approx(_losses(Path("whole")), rel=1e-5)
     assert torn(Path()) == []
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices, which this machine does not have")
+def test_two_cards_train_as_one(desk: Path, write: Write) -> None:
+    recipe = write(training=TRAINING | {"precision": "fp32"}, machine={"device": "cuda", "deterministic": True})
+    done = _torchrun("train", recipe)
+    assert done.returncode == 0, done.stderr
+    alone = _torchrun("train", recipe, "--run", "alone", ranks=1)
+    assert alone.returncode == 0, alone.stderr
+    assert _losses() == pytest.approx(_losses(Path("alone")), rel=1e-4)
 
 
 @pytest.mark.slow
