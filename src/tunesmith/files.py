@@ -24,6 +24,10 @@ from typing import Any
 
 from tunesmith.disk import disk
 from tunesmith.errors import RunError
+from tunesmith.json_values import loads_ours
+
+MOST_BYTES = 512 << 20
+"""Of one file of a run: a million steps of metrics take 300 MB."""
 
 _CHUNK_BYTES = 1 << 20
 _DISK_TROUBLES = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO)
@@ -94,14 +98,30 @@ def read_json(path: Path) -> Any:
     """Parse a JSON file of ours.
 
     Raises:
-        RunError: the file is missing or torn.
+        RunError: the file is missing, torn, no regular file or larger than ``MOST_BYTES``.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise RunError("a file of the run is missing", where=str(path), hint=_DAMAGED) from error
+        return loads_ours(_payload(path).decode("utf-8"))
     except ValueError as error:
         raise RunError(f"a file of the run is not valid JSON: {error}", where=str(path), hint=_DAMAGED) from error
+
+
+def _payload(path: Path) -> bytes:
+    """Bytes of a file of a run, which may come from anybody."""
+    try:
+        if not path.is_file() and path.exists():
+            raise RunError(f"{path.name} of the run is not a regular file", where=str(path), hint=_DAMAGED)
+        with path.open("rb") as stream:
+            payload = stream.read(MOST_BYTES + 1)
+    except FileNotFoundError as error:
+        raise RunError("a file of the run is missing", where=str(path), hint=_DAMAGED) from error
+    if len(payload) > MOST_BYTES:
+        raise RunError(
+            f"{path.name} of the run is larger than {MOST_BYTES >> 20} MiB, the most that is read",
+            where=str(path),
+            hint=_DAMAGED,
+        )
+    return payload
 
 
 def append_line(path: Path, value: Any) -> None:
@@ -133,7 +153,7 @@ def mend_tail(path: Path) -> None:
         return
     start = payload.rfind(b"\n") + 1
     try:
-        json.loads(payload[start:])
+        loads_ours(payload[start:].decode("utf-8"))
     except ValueError:
         disk().truncate(path, start)
         return
@@ -188,13 +208,13 @@ def read_lines(path: Path) -> list[Any]:
     """
     if not path.exists():
         return []
-    lines = path.read_bytes().decode("utf-8", errors="replace").split("\n")
+    lines = _payload(path).decode("utf-8", errors="replace").split("\n")
     if lines and not lines[-1]:
         lines.pop()
     values: list[Any] = []
     for number, line in enumerate(lines, 1):
         try:
-            values.append(json.loads(line))
+            values.append(loads_ours(line))
         except ValueError as error:
             if number == len(lines):
                 break

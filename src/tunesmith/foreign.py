@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import ModelError, TunesmithError
+from tunesmith.json_values import TooDeep, refuse_deep
 
 SMALL_BYTES = 16 << 20
 """Configurations and templates: the largest known is below 2 MB. JSON takes up to 30 times its size in memory."""
@@ -75,11 +76,12 @@ def read_json(path: Path, most: int = SMALL_BYTES, kind: type[TunesmithError] = 
     """
     text = read_text(path, most, kind)
     try:
-        return json.loads(text)
-    except ValueError as error:
-        raise kind(f"{path.name} is not valid JSON: {error}", where=str(path), hint=_COPY_AGAIN) from None
-    except RecursionError:
-        raise kind(f"{path.name} is not valid JSON: it nests too deeply", where=str(path), hint=_COPY_AGAIN) from None
+        value = json.loads(text)
+        refuse_deep(value)
+    except (ValueError, RecursionError) as error:
+        why = TooDeep() if isinstance(error, RecursionError) else error
+        raise kind(f"{path.name} is not valid JSON: {why}", where=str(path), hint=_COPY_AGAIN) from None
+    return value
 
 
 def read_object(path: Path, most: int = SMALL_BYTES, kind: type[TunesmithError] = ModelError) -> dict[str, Any]:

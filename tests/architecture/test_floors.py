@@ -29,6 +29,7 @@ FLOORS = {
         "files",
         "expressions",
         "foreign",
+        "json_values",
         "records",
         "embedded",
         "launcher",
@@ -43,7 +44,15 @@ FLOORS = {
     7: {"cli", ROOT},
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
-NEIGHBOURS = {("files", "errors"), ("files", "disk"), ("foreign", "errors"), ("cli", ROOT), (ROOT, "cli")}
+NEIGHBOURS = {
+    ("files", "errors"),
+    ("files", "disk"),
+    ("foreign", "errors"),
+    ("foreign", "json_values"),
+    ("files", "json_values"),
+    ("cli", ROOT),
+    (ROOT, "cli"),
+}
 """The only steps sideways: durable writes raise our errors; the command line is the package's other face."""
 
 ONLY_FLOORS_1_AND_2 = {"engine", "evaluation"}
@@ -54,7 +63,7 @@ THIRD_PARTY_DOORS = {"src/tunesmith/workshop/sinks.py"}
 """Where optional third parties are loaded by name from a table."""
 
 LIGHT = (
-    "errors", "disk", "files", "expressions", "foreign", "records", "embedded", "launcher", "progress", "signals", "types", "recipe", "planning", "registry", "cli",
+    "errors", "disk", "files", "expressions", "foreign", "json_values", "records", "embedded", "launcher", "progress", "signals", "types", "recipe", "planning", "registry", "cli",
     "models/facts.py", "models/locate.py", "workshop/prepare.py", "workshop/planning.py", "workshop/doctor.py",
 )  # fmt: skip
 HEAVY_DATA = {"loader.py"}

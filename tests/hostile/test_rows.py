@@ -18,13 +18,13 @@ from tests.hostile.bounds import GENTLE, answer
 from tests.hostile.test_model_files import JSON
 from tunesmith.data.bad_row import BadRow
 from tunesmith.data.formats import FORMATS
-from tunesmith.data.json_values import MOST_DEPTH, loads
 from tunesmith.data.message_rows import MOST_TURNS
 from tunesmith.data.rejects import RejectFile
 from tunesmith.data.row_codec import rejected_to_json, to_line
 from tunesmith.data.sources import READERS, read_rows
 from tunesmith.data.streams import MOST_COLUMNS
 from tunesmith.errors import DataError, TunesmithError
+from tunesmith.json_values import MOST_DEPTH, loads
 from tunesmith.recipe.data import SourceSection
 from tunesmith.records import Origin, RawRow, Rejected
 

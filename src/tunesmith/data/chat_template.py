@@ -13,11 +13,11 @@ from typing import Any
 import jinja2
 
 from tunesmith.data import template_sandbox
-from tunesmith.data.json_values import loads
 from tunesmith.data.template_filters import clock
 from tunesmith.data.template_sandbox import CLOSE, OPEN
 from tunesmith.errors import DataError, ModelError, RecipeError
 from tunesmith.foreign import read_object, read_text
+from tunesmith.json_values import loads
 from tunesmith.records import Message
 
 Span = tuple[int, int]

@@ -17,9 +17,9 @@ from tunesmith.data.columns import (
     odd_columns,
     shown_columns,
 )
-from tunesmith.data.json_values import loads
 from tunesmith.data.message_rows import as_list, check_turns, openai_message, sharegpt_message, tool_schemas
 from tunesmith.errors import DataError
+from tunesmith.json_values import loads
 from tunesmith.recipe.data import FormatName, SourceSection
 from tunesmith.records import Chat, Labelled, Message, RawRow, Record, Text
 

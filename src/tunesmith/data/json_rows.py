@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from tunesmith.data.bad_row import BadRow, shortened
-from tunesmith.data.json_values import DECODER, MOST_DEPTH, TooDeep, loads, refuse_deep
 from tunesmith.data.streams import (
     MAX_ITEM_BYTES,
     MOST_COLUMNS,
@@ -25,6 +24,7 @@ from tunesmith.data.streams import (
     visible,
 )
 from tunesmith.errors import DataError
+from tunesmith.json_values import DECODER, MOST_DEPTH, TooDeep, loads, refuse_deep
 from tunesmith.records import Origin, RawRow, Rejected
 
 RECORD_LISTS = frozenset(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from tunesmith.data.bad_row import BadRow
-from tunesmith.data.json_values import loads
+from tunesmith.json_values import loads
 from tunesmith.records import Stretch
 
 TRAIN_KEYS = ("train", "weight", "loss_weight")

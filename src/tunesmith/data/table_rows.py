@@ -14,7 +14,6 @@ from typing import Any
 
 from tunesmith.data.bad_row import BadRow, shortened
 from tunesmith.data.columns import shown_columns
-from tunesmith.data.json_values import TooDeep, refuse_deep
 from tunesmith.data.streams import (
     MAX_ITEM_BYTES,
     MOST_COLUMNS,
@@ -24,6 +23,7 @@ from tunesmith.data.streams import (
     open_stream,
 )
 from tunesmith.errors import DataError
+from tunesmith.json_values import TooDeep, refuse_deep
 from tunesmith.records import Origin, RawRow, Rejected
 
 _PARQUET_ROWS = 32

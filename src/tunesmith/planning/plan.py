@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.data.rendering import Renderer, make_renderer
-from tunesmith.errors import ModelError
+from tunesmith.errors import ModelError, RunError
+from tunesmith.files import read_json
 from tunesmith.models.facts import ModelFacts, read_facts
 from tunesmith.models.locate import ModelFolder, check_weights, locate
 from tunesmith.planning import defaults, memory, speeds
@@ -18,7 +19,7 @@ from tunesmith.planning.machine import Machine, detect
 from tunesmith.planning.memory import Memory
 from tunesmith.planning.sampling import estimate_counts
 from tunesmith.planning.scope import TrainableCount, scope_of, trainable_parameters, wide_rank_notes
-from tunesmith.planning.settings import GIVEN, Counts, Derived, Settings
+from tunesmith.planning.settings import GIVEN, Counts, Derived, Settings, typed
 from tunesmith.planning.settle import resolve_recipe, settle
 from tunesmith.planning.sizing import fit_to_memory
 from tunesmith.planning.speeds import Speed, SpeedKey
@@ -114,19 +115,35 @@ class Plan:
             model=values["model"],
             machine=Machine.from_json(values["machine"]),
             values={key: Derived(item["value"], item["reason"]) for key, item in values["values"].items()},
-            parameters=TrainableCount(**values["parameters"]),
+            parameters=typed(TrainableCount, values["parameters"]),
             memory=Memory.from_json(values["memory"]),
             disk=dict(values["disk"]),
             data=Counts.from_json(values["data"]),
             settings=Settings.from_json(values["settings"]),
             flops=values["flops"],
-            time=Time(**values["time"]) if values["time"] else None,
+            time=typed(Time, values["time"]) if values["time"] else None,
             energy=values["energy"],
             price=values["price"],
-            speed_key=SpeedKey(**values["speed_key"]),
-            notes=list(values["notes"]),
+            speed_key=typed(SpeedKey, values["speed_key"]),
+            notes=typed(list[str], values["notes"]),
             run_tokens=values["run_tokens"],
         )
+
+    @classmethod
+    def read(cls, path: Path) -> Plan:
+        """The plan of a run.
+
+        Raises:
+            RunError: it is missing, torn or of another version.
+        """
+        try:
+            return cls.from_json(read_json(path))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise RunError(
+                f"the plan of the run cannot be used: {str(error).splitlines()[0]}",
+                where=str(path),
+                hint="the run may be of another version of tunesmith, or damaged: start a new one with --run",
+            ) from error
 
 
 def make_plan(

@@ -16,11 +16,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from tunesmith.data.json_values import loads
 from tunesmith.data.layout import TABLES, Layout
 from tunesmith.data.sources import is_text, read_rows
 from tunesmith.data.streams import MAX_ITEM_BYTES, PACKED
 from tunesmith.data.text_rows import PIECE_BYTES, WHOLE_TEXT_BYTES
+from tunesmith.json_values import loads
 from tunesmith.recipe.data import TextRow
 from tunesmith.records import Origin, RawRow, Rejected
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Generic, TypeVar
 
+from pydantic import TypeAdapter
+
 T = TypeVar("T")
 GIVEN = "given in the recipe"
 
@@ -21,6 +23,15 @@ class Derived(Generic[T]):
     def given(cls, value: T) -> Derived[T]:
         """A value that the recipe states."""
         return cls(value, GIVEN)
+
+
+def typed(kind: type[T], values: Any) -> T:
+    """A dataclass from plain values of a file, each of the type that its field has.
+
+    Raises:
+        ValueError: a field is missing, or its value is of another type.
+    """
+    return TypeAdapter(kind).validate_python(values)
 
 
 @dataclass(frozen=True)
@@ -67,8 +78,7 @@ class Settings:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Settings:
         """Inverse of ``to_json``."""
-        first, second = values["betas"]
-        return cls(**{**values, "betas": (first, second)})
+        return typed(cls, values)
 
 
 @dataclass(frozen=True)
@@ -112,7 +122,7 @@ class Counts:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Counts:
         """Inverse of ``to_json``."""
-        return cls(**{**values, "notes": tuple(values["notes"])})
+        return typed(cls, values)
 
 
 def counts_of_lengths(lengths: Any, trained_tokens: int, *, weights: Any = None, stored_tokens: int = 0) -> Counts:

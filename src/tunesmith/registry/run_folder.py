@@ -32,10 +32,10 @@ from tunesmith.recipe.root import Recipe
 from tunesmith.registry import lease
 from tunesmith.registry.identity import other_recipe
 from tunesmith.registry.line_files import LineFiles
+from tunesmith.registry.shapes import DAMAGED, card_of, lines_of, status_of
 from tunesmith.registry.standing import standing
 
 STATUSES = ("running", "done", "interrupted", "stopped")
-_DAMAGED = "the run folder is damaged: put the file back from a copy, or start a new run with --run"
 LINEAGE = "lineage.json"
 LOG_NAME = "log.txt"
 _NOT_OTHERS = (lease.NAME, LINEAGE, LOG_NAME)
@@ -223,7 +223,7 @@ class RunFolder:
         """
         values = read_json(self.recipe_path)
         if not isinstance(values, dict):
-            raise RunError("the recipe of the run is torn", where=str(self.recipe_path), hint=_DAMAGED)
+            raise RunError("the recipe of the run is torn", where=str(self.recipe_path), hint=DAMAGED)
         try:
             return parse(values, source=str(self.recipe_path))
         except RecipeError as error:
@@ -254,7 +254,9 @@ class RunFolder:
             RunError: environment.json is missing, torn, or lacks what identifies the run.
         """
         values = read_json(self.environment_path)
-        lacking = [key for key in _IDENTITY_KEYS if not isinstance(values, dict) or key not in values]
+        known = values if isinstance(values, dict) else {}
+        lacking = [key for key in _IDENTITY_KEYS if not isinstance(known.get(key), str)]
+        lacking += [] if isinstance(known.get("recipe_folder", ""), str) else ["recipe_folder"]
         if lacking:
             raise RunError(
                 f"environment.json of the run lacks `{lacking[0]}`",
@@ -277,10 +279,7 @@ class RunFolder:
         """What status.json holds."""
         if not self.status_path.exists():
             return None
-        values = read_json(self.status_path)
-        if not isinstance(values, dict) or values.get("status") not in STATUSES:
-            raise RunError("the status of the run is torn", where=str(self.status_path), hint=_DAMAGED)
-        return values
+        return status_of(read_json(self.status_path), STATUSES, self.status_path)
 
     def set_status(self, status: str, **values: Any) -> None:
         """Replace the status, keeping earlier values that are not given anew.
@@ -314,15 +313,15 @@ class RunFolder:
 
     def metrics(self) -> list[dict[str, Any]]:
         """Lines of metrics.jsonl; a torn last line is left out."""
-        return read_lines(self.metrics_path)
+        return lines_of(read_lines(self.metrics_path), self.metrics_path)
 
     def events(self) -> list[dict[str, Any]]:
         """Lines of events.jsonl."""
-        return read_lines(self.events_path)
+        return lines_of(read_lines(self.events_path), self.events_path)
 
     def samples(self) -> list[dict[str, Any]]:
         """Lines of samples.jsonl."""
-        return read_lines(self.samples_path)
+        return lines_of(read_lines(self.samples_path), self.samples_path)
 
     def rewind_metrics(self, step: int, *, evaluated: bool = True) -> int:
         """Drop metrics and samples after ``step``, so that a resumed run says each step once; events stay.
@@ -364,11 +363,12 @@ class RunFolder:
         if not self.scorecards_path.is_dir():
             return {}
         paths = sorted(self.scorecards_path.glob("*.json"))
-        return {path.stem: read_json(path) for path in paths if path != self.comparison_path}
+        return {path.stem: card_of(read_json(path), path) for path in paths if path != self.comparison_path}
 
     def comparison(self) -> dict[str, Any] | None:
         """Base against tuned, or None before it was made. Raises RunError where it is torn."""
-        return read_json(self.comparison_path) if self.comparison_path.exists() else None
+        path = self.comparison_path
+        return card_of(read_json(path), path) if path.exists() else None
 
 
 def _clear(folder: Path, made: Sequence[Path]) -> None:

@@ -16,6 +16,7 @@ Point = tuple[float, float]
 _MOST_POINTS = 400
 _WINDOWS = 20
 _SPIKE = 4.0
+_SMALLEST = 1e-300
 _DECADES_BELOW, _DECADES_ABOVE = 5, 3
 
 
@@ -135,10 +136,13 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
         half = abs(low) * 0.1 or 0.5
         low, high = low - half, high + half
     rough = (high - low) / max(most - 1, 1)
-    power = 10.0 ** math.floor(math.log10(rough))
+    if rough < _SMALLEST:
+        return [low, high]
+    exponent = math.floor(math.log10(rough))
+    power = 10.0**exponent
     stride = next(power * factor for factor in (1, 2, 2.5, 5, 10, 20) if power * factor >= rough * 0.999)
     first, last = math.floor(low / stride + 1e-9), math.ceil(high / stride - 1e-9)
-    return [round(index * stride, 12) for index in range(first, last + 1)]
+    return [round(index * stride, 12 - exponent) for index in range(first, last + 1)]
 
 
 def tick_label(value: float) -> str:
@@ -332,7 +336,11 @@ def heat_map(labels: Sequence[str], confusion: Sequence[Sequence[int]], extra: S
         confusion: counts, ``[right class][answered class]``.
         extra: the name of a column beyond the classes, for answers that are no label; left out where it is empty.
     """
-    answered = [name for place, name in enumerate(extra, len(labels)) if any(line[place] for line in confusion)]
+    answered = [
+        name
+        for place, name in enumerate(extra, len(labels))
+        if any(line[place] for line in confusion if place < len(line))
+    ]
     columns = (*labels, *answered)
     rows: list[tuple[str, tuple[Cell, ...]]] = []
     for place, (label, counts) in enumerate(zip(labels, confusion, strict=False)):

@@ -10,12 +10,16 @@ DASH = "–"
 MINUS = "−"
 _YEAR_10000 = 253_402_300_800
 """First second, since 1970, whose year has five digits."""
+_LARGEST = 1e300
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
 def as_number(value: Any) -> float | None:
-    """A finite number, or None for anything else (JSON writes non-finite values as null)."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    """A finite number, or None for anything else (JSON writes non-finite values as null).
+
+    One beyond ``_LARGEST`` was measured by nobody, and sums of such are infinite.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -_LARGEST < value < _LARGEST:
         return None
     return float(value)
 

@@ -9,7 +9,6 @@ import torch
 
 from tunesmith.data.rendering import Renderer, make_renderer
 from tunesmith.errors import ModelError
-from tunesmith.files import read_json
 from tunesmith.models.facts import read_facts
 from tunesmith.models.loading import load_model
 from tunesmith.models.locate import ModelRef, check_weights, open_model
@@ -87,6 +86,4 @@ def _recipe_of(reference: ModelRef) -> Recipe:
 
 def _recipe_folder(run: RunFolder) -> Path:
     """Where relative paths of a run's recipe start, as its environment has it."""
-    if not run.environment_path.exists():
-        return Path()
-    return Path(read_json(run.environment_path).get("recipe_folder", "."))
+    return Path(run.environment().get("recipe_folder", ".")) if run.environment_path.exists() else Path()

@@ -15,7 +15,7 @@ import torch
 from tunesmith.engine.checkpoint import Checkpoint, CheckpointFolder
 from tunesmith.engine.randomness import use_deterministic
 from tunesmith.errors import GuardStopped, HardwareMissing, RunError
-from tunesmith.files import read_json, remove_folder, sha256_of, write_json
+from tunesmith.files import remove_folder, sha256_of, write_json
 from tunesmith.planning.plan import Plan
 from tunesmith.progress import Progress, SilentProgress
 from tunesmith.recipe.fingerprint import differences, identity
@@ -147,7 +147,7 @@ class _Repetition:
             )
         self.copy = _Witness(into if into is not None else run.path.with_name(f"{run.name}-reproduced"))
         self._require_free()
-        self.plan = Plan.from_json(read_json(run.plan_path))
+        self.plan = Plan.read(run.plan_path)
         self.recipe = self._recipe()
         self.base = base_of(self.recipe)
         self.data, self.renderer, _ = open_data(self.recipe, notify=progress.note)

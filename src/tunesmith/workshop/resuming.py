@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tunesmith.errors import HardwareMissing
-from tunesmith.files import read_json
 from tunesmith.planning.plan import Plan
 from tunesmith.planning.settings import GIVEN, Settings
 from tunesmith.recipe.root import Recipe
@@ -27,7 +26,7 @@ def as_started(recipe: Recipe, *runs: RunFolder) -> Recipe:
     Raises:
         RunError: the plan of the run is torn.
     """
-    plan = next((Plan.from_json(read_json(run.plan_path)) for run in runs if run.plan_path.exists()), None)
+    plan = next((Plan.read(run.plan_path) for run in runs if run.plan_path.exists()), None)
     chosen = plan.values.get("data.overlong") if plan is not None else None
     if chosen is None or chosen.reason == GIVEN or chosen.value != recipe.data.overlong:
         return recipe

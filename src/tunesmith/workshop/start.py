@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tunesmith.files import read_json
 from tunesmith.models.locate import ModelFolder
 from tunesmith.planning.plan import Plan, derived_values
 from tunesmith.planning.settings import Settings
@@ -101,7 +100,7 @@ class Start:
             self.run.check_identity(fresh.resolved, derived_values(fresh))
         if not self.run.plan_path.exists():
             return fresh
-        plan, said = resumed_plan(Plan.from_json(read_json(self.run.plan_path)), fresh, self.recipe, self.run)
+        plan, said = resumed_plan(Plan.read(self.run.plan_path), fresh, self.recipe, self.run)
         self.notes = [*self.notes, *said]
         return plan
 

@@ -1,19 +1,36 @@
-"""JSON values of rows: no deeper than what works on them can go, and only what JSON knows. Torch-free."""
+"""JSON values: no deeper than what works on them can go, and only what JSON knows. Torch-free."""
 
 from __future__ import annotations
 
 import json
+import math
 from typing import Any, NoReturn
 
 MOST_DEPTH = 100
 """Lists and objects within each other. Rows have about ten; what reads them goes down by calling itself."""
+
+_MOST_DIGITS = 19
 
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
+def _whole(digits: str) -> int:
+    if len(digits) > _MOST_DIGITS:
+        raise ValueError(f"{digits[:_MOST_DIGITS]}… is no number that was written")
+    return int(digits)
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text[:_MOST_DIGITS]} is no number that was written")
+    return number
+
+
 DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
+_OURS = json.JSONDecoder(parse_constant=_refuse_constant, parse_int=_whole, parse_float=_finite)
 
 
 def loads(text: str) -> Any:
@@ -23,8 +40,22 @@ def loads(text: str) -> Any:
         json.JSONDecodeError: it is not JSON.
         ValueError: it holds NaN or an infinity, a number of thousands of digits, or nests too deeply.
     """
+    return _decoded(DECODER, text)
+
+
+def loads_ours(text: str) -> Any:
+    """The same of a file that Tunesmith wrote: its numbers are finite, and its whole numbers fit 64 bits.
+
+    Raises:
+        json.JSONDecodeError: it is not JSON.
+        ValueError: as ``loads``, or a number is none that Tunesmith writes.
+    """
+    return _decoded(_OURS, text)
+
+
+def _decoded(decoder: json.JSONDecoder, text: str) -> Any:
     try:
-        value = DECODER.decode(text)
+        value = decoder.decode(text)
     except RecursionError:
         raise TooDeep from None
     if text.count("[") + text.count("{") > MOST_DEPTH:
