@@ -34,6 +34,7 @@ FLOORS = {
         "embedded",
         "launcher",
         "progress",
+        "visible",
         "signals",
     },
     2: {"recipe"},
@@ -63,7 +64,7 @@ THIRD_PARTY_DOORS = {"src/tunesmith/workshop/sinks.py"}
 """Where optional third parties are loaded by name from a table."""
 
 LIGHT = (
-    "errors", "disk", "files", "expressions", "foreign", "json_values", "records", "embedded", "launcher", "progress", "signals", "types", "recipe", "planning", "registry", "cli",
+    "errors", "disk", "files", "expressions", "foreign", "json_values", "records", "embedded", "launcher", "progress", "visible", "signals", "types", "recipe", "planning", "registry", "cli",
     "models/facts.py", "models/locate.py", "workshop/prepare.py", "workshop/planning.py", "workshop/doctor.py",
 )  # fmt: skip
 HEAVY_DATA = {"loader.py"}

@@ -119,7 +119,7 @@ def test_help_loads_no_verb() -> None:
         "from tunesmith.cli.main import run\n"
         "run(['--help'])\n"
         "loaded = {name for name in sys.modules if name.startswith('tunesmith.')}\n"
-        "expected = {'tunesmith.cli', 'tunesmith.errors', 'tunesmith.disk', 'tunesmith.files', 'tunesmith.json_values', 'tunesmith.launcher', 'tunesmith.signals'}\n"
+        "expected = {'tunesmith.cli', 'tunesmith.errors', 'tunesmith.disk', 'tunesmith.files', 'tunesmith.json_values', 'tunesmith.launcher', 'tunesmith.signals', 'tunesmith.visible'}\n"
         "expected |= {f'tunesmith.cli.{name}' for name in ('main', 'command', 'streams', 'table', 'terminal')}\n"
         "assert loaded == expected, loaded ^ expected\n"
         "assert not {'torch', 'pydantic', 'rich'} & set(sys.modules)\n"

@@ -17,6 +17,7 @@ from tunesmith.errors import UserError
 from tunesmith.models.locate import open_model
 from tunesmith.records import Message
 from tunesmith.types import Sampling
+from tunesmith.visible import visible
 
 _SIDE_BY_SIDE_COLUMNS = 90
 
@@ -169,8 +170,8 @@ def _side_by_side(names: Sequence[str], streams: Sequence[Iterator[str]]) -> Non
     def page() -> Table:
         grid = Table(expand=True)
         for name in names:
-            grid.add_column(Text(name), ratio=1)
-        grid.add_row(*(Text(text) for text in texts))
+            grid.add_column(Text(visible(name)), ratio=1)
+        grid.add_row(*(Text(visible(text)) for text in texts))
         return grid
 
     with Live(page(), refresh_per_second=12, vertical_overflow="visible") as live:

@@ -12,6 +12,7 @@ from tunesmith.cli.terminal import Terminal, table
 from tunesmith.data.ledger import Ledger
 from tunesmith.data.prepared import Prepared
 from tunesmith.reports.wording import count, percent, plain
+from tunesmith.visible import visible
 
 
 @click.group(cls=VerbGroup, no_args_is_help=True)
@@ -124,8 +125,9 @@ def show(terminal: Terminal, recipe: str, overrides: tuple[str, ...], row: int, 
 def print_view(view: RowView, title: str) -> None:
     """The row on the terminal: colour marks what is trained; without colour brackets do."""
     from rich.console import Console
+    from rich.text import Text
 
     console = Console(highlight=False, soft_wrap=False)
-    console.rule(f"{title}: {view.origin}", align="left")
+    console.rule(Text(visible(f"{title}: {view.origin}"), "rule.text"), align="left")
     for part in view.renderables(has_colour=console.color_system is not None):
         console.print(part, markup=False)

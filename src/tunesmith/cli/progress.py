@@ -7,11 +7,13 @@ import sys
 import time
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
 from rich.progress import Progress as RichProgress
 
 from tunesmith.progress import Progress
 from tunesmith.reports.wording import as_number, count, duration, number
+from tunesmith.visible import visible
 
 _SECONDS_BETWEEN_LINES = 5.0
 
@@ -59,14 +61,14 @@ class BarProgress:
         """Open, move and close the bar of a phase."""
         self._bars.start()
         if name not in self._phases:
-            self._phases[name] = self._bars.add_task(name, total=total, detail="")
+            self._phases[name] = self._bars.add_task(escape(visible(name)), total=total, detail="")
         self._bars.update(self._phases[name], completed=done, total=total)
         if done >= total:
             self._bars.remove_task(self._phases.pop(name))
 
     def note(self, text: str) -> None:
         """Print above the bars."""
-        self._bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._bars.console.print(visible(text), markup=False, highlight=False, soft_wrap=True)
 
     def close(self) -> None:
         """Leave the bars as they are and the terminal free."""
@@ -105,7 +107,7 @@ class LineProgress:
 
     def note(self, text: str) -> None:
         """Say it."""
-        print(text, file=sys.stderr, flush=True)
+        print(visible(text), file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Nothing to leave."""
@@ -115,4 +117,4 @@ class LineProgress:
 
     def _write(self, text: str) -> None:
         self._last = time.monotonic()
-        print(text, file=sys.stderr, flush=True)
+        print(visible(text), file=sys.stderr, flush=True)

@@ -11,6 +11,7 @@ from tunesmith.data.prepared import Prepared, Split
 from tunesmith.data.reading import ReadRow, read, resolve
 from tunesmith.errors import DataError
 from tunesmith.recipe.root import Recipe
+from tunesmith.visible import visible
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -69,10 +70,10 @@ class RowView:
         bold = "bold" if has_colour else ""
         return [
             Text("raw", bold),
-            Text(raw),
+            Text(visible(raw)),
             Text(),
             Text("rendered", bold),
-            Text(self.rendered),
+            Text(visible(self.rendered)),
             Text(),
             legend,
             self._tokens(has_colour),
@@ -87,7 +88,7 @@ class RowView:
         is_line_start = True
         for token in shown:
             text.append("" if is_line_start else "·", "dim" if has_colour else "")
-            text.append(*_marked(token.text.replace("\n", "⏎"), token.trained, has_colour))
+            text.append(*_marked(visible(token.text.replace("\n", "⏎")), token.trained, has_colour))
             text.append("\n" * token.text.count("\n"))
             is_line_start = token.text.endswith("\n")
         if len(self.tokens) > len(shown):

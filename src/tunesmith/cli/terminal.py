@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +14,11 @@ from typing import Any, TextIO
 
 import click
 
+from tunesmith.visible import visible
+
 _RED, _CYAN = "red", "cyan"
+_LONGEST_PART = 4_000
+_LATE_CONTROLS = re.compile(r"[\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
 class Terminal:
@@ -41,33 +46,40 @@ class Terminal:
         """Write the one JSON object, on one line. Numbers that JSON has no name for become null."""
         stream = self._answers or sys.stdout
         is_unicode = (getattr(stream, "encoding", None) or "utf-8").lower().replace("-", "") == "utf8"
-        stream.write(json.dumps(_finite(value), ensure_ascii=not is_unicode, allow_nan=False) + "\n")
+        text = json.dumps(_finite(value), ensure_ascii=not is_unicode, allow_nan=False)
+        # JSON escapes control characters up to U+001F; the terminal obeys some beyond.
+        stream.write(_LATE_CONTROLS.sub(lambda found: f"\\u{ord(found.group()):04x}", text) + "\n")
         stream.flush()
         self.has_emitted = True
 
     def show(self, text: str = "") -> None:
         """A line of the answer for people; nothing under ``--json``."""
         if not self.as_json:
-            print(text, flush=True)
+            print(visible(text), flush=True)
 
     def write(self, text: str) -> None:
-        """Part of a line of the answer, at once: for streams of words."""
+        """Part of a line of the answer, at once: for streams of words. A file gets them as they are."""
         if not self.as_json:
-            sys.stdout.write(text)
+            sys.stdout.write(visible(text) if sys.stdout.isatty() else text)
             sys.stdout.flush()
 
     def tell(self, text: str) -> None:
         """A line about the work, to stderr."""
-        print(text, file=sys.stderr, flush=True)
+        print(visible(text), file=sys.stderr, flush=True)
 
     def fail(self, what: str, where: str = "", hint: str = "") -> None:
         """The three parts of an error, to stderr."""
-        lines = [f"{_paint('error:', _RED)} {what}"]
+        lines = [f"{_paint('error:', _RED)} {_part(what)}"]
         if where:
-            lines.append(f"  at {where}")
+            lines.append(f"  at {_part(where)}")
         if hint:
-            lines.append(f"{_paint('hint:', _CYAN)} {hint}")
-        self.tell("\n".join(lines))
+            lines.append(f"{_paint('hint:', _CYAN)} {_part(hint)}")
+        print("\n".join(lines), file=sys.stderr, flush=True)
+
+
+def _part(text: str) -> str:
+    """A part of an error, as long as a person reads."""
+    return visible(text if len(text) <= _LONGEST_PART else f"{text[:_LONGEST_PART]}…")
 
 
 def width(widest: int = 100) -> int:

@@ -13,6 +13,7 @@ from tunesmith.reports.facts import Facts, read_facts
 from tunesmith.reports.measures import Measure, changes, forgetting, is_share, like_for_like, show_interval, show_value
 from tunesmith.reports.verdict import sentence
 from tunesmith.reports.wording import as_list, as_mapping, as_number, count, duration, number, percent, plain, size
+from tunesmith.visible import visible
 
 CARD = "card.md"
 _LIBRARIES = {"lora": "peft", "full": "transformers", "partial": "transformers"}
@@ -81,7 +82,7 @@ _LIMITS = (
 
 def _safe(text: Any) -> str:
     """Text of people and models as literal Markdown, on one line."""
-    return _MARKUP.sub(r"\\\1", " ".join(str(text).split()))
+    return _MARKUP.sub(r"\\\1", visible(" ".join(str(text).split())))
 
 
 def _quoted(value: Any) -> str:
