@@ -28,7 +28,7 @@ FOLDER = Path(__file__).resolve().parents[1] / "docs" / "reference"
 HEAD = "<!-- Written by tools/write_reference.py from the code. Change the code, then run it. -->\n\n"
 
 REASON_WORDS = {
-    "broken_json": "The line, or an item of the file, is not valid JSON.",
+    "broken_json": "The line, or an item of the file, is not valid JSON, or an object of it has a key twice.",
     "wrong_encoding": "The line is not valid UTF-8.",
     "missing_column": "The row lacks a column that its format needs.",
     "wrong_type": "A column holds another kind of value than its format needs.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from typing import Any, NoReturn
 
 MOST_DEPTH = 100
@@ -29,7 +30,24 @@ def _finite(text: str) -> float:
     return number
 
 
-DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
+class RepeatedKey(ValueError):
+    """An object has a key twice: which of the two values is meant is not known."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"the key `{name}` stands twice in one object")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        times = Counter(name for name, _ in pairs)
+        raise RepeatedKey(next(name for name in values if times[name] > 1))
+    return values
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_refuse_constant)
+LENIENT = json.JSONDecoder(parse_constant=_refuse_constant)
+"""The same, but of a key that stands twice the last value holds: where only the end of a value is asked for."""
 _OURS = json.JSONDecoder(parse_constant=_refuse_constant, parse_int=_whole, parse_float=_finite)
 
 
@@ -38,6 +56,7 @@ def loads(text: str) -> Any:
 
     Raises:
         json.JSONDecodeError: it is not JSON.
+        RepeatedKey: an object has a key twice.
         ValueError: it holds NaN or an infinity, a number of thousands of digits, or nests too deeply.
     """
     return _decoded(DECODER, text)

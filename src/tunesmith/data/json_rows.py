@@ -24,7 +24,7 @@ from tunesmith.data.streams import (
     visible,
 )
 from tunesmith.errors import DataError
-from tunesmith.json_values import DECODER, MOST_DEPTH, TooDeep, loads, refuse_deep
+from tunesmith.json_values import DECODER, LENIENT, MOST_DEPTH, RepeatedKey, TooDeep, loads, refuse_deep
 from tunesmith.records import Origin, RawRow, Rejected
 
 RECORD_LISTS = frozenset(
@@ -138,8 +138,9 @@ def _is_json_lines(path: Path, shown: str) -> bool:
                     continue
                 if found:
                     return True
-                found = isinstance(_parse(decode(line.data, line.offset)), Mapping)
-        except (BadRow, DataError):
+                # A key that stands twice makes a bad row, and a line all the same.
+                found = isinstance(LENIENT.decode(decode(line.data, line.offset)), Mapping)
+        except (BadRow, DataError, ValueError, RecursionError):
             return False
     return False
 
@@ -186,12 +187,16 @@ class _Scanner:
         return character
 
     def value(self) -> Any:
-        """The next value. Raises BadRow for half a surrogate pair, after which reading can go on."""
+        """The next value. Raises BadRow for half a surrogate pair or a key twice, after which reading can go on."""
         self.peek()
+        decoder, repeated = DECODER, ""
         while True:
             near_end = len(self._text) - _NEAR_END
             try:
-                value, end = DECODER.raw_decode(self._text, self._at)
+                value, end = decoder.raw_decode(self._text, self._at)
+            except RepeatedKey as error:
+                decoder, repeated = LENIENT, str(error)
+                continue
             except json.JSONDecodeError as error:
                 is_open = error.msg.startswith("Unterminated string")
                 if (is_open or error.pos >= near_end) and not self._ended:
@@ -210,6 +215,8 @@ class _Scanner:
             self._advance(end)
             if is_deep:
                 self._refuse_deep(value)
+            if repeated:
+                raise BadRow("broken_json", repeated)
             if has_escapes:
                 _refuse_half_pairs(value)
             return value
@@ -296,6 +303,8 @@ def _wrapper(scanner: _Scanner) -> Iterator[RawRow | Rejected]:
                 list_name = name
                 yield from _array(scanner)
             elif list_name is None:
+                if name in values:
+                    fault = BadRow("broken_json", str(RepeatedKey(name)))
                 values[name] = scanner.value()
                 if len(values) > MOST_COLUMNS:
                     scanner.fail(f"an object of more than {MOST_COLUMNS:,} keys is no row; write an array of objects")

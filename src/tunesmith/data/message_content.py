@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from tunesmith.data.bad_row import BadRow
-from tunesmith.json_values import loads
+from tunesmith.json_values import RepeatedKey, loads
 from tunesmith.records import Stretch
 
 TRAIN_KEYS = ("train", "weight", "loss_weight")
@@ -194,5 +194,7 @@ def json_value(value: Any, what: str) -> Any:
         return loads(value)
     except json.JSONDecodeError as error:
         raise BadRow("wrong_type", f"{what} is not JSON: {error.msg} (character {error.pos + 1})") from None
+    except RepeatedKey as error:
+        raise BadRow("wrong_type", f"{what}: {error}") from None
     except (ValueError, RecursionError):
         raise BadRow("wrong_type", f"{what} is not JSON") from None

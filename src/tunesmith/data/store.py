@@ -22,7 +22,7 @@ from tunesmith.errors import RunError
 from tunesmith.files import NewFile, make_folders, read_json, write_json
 from tunesmith.records import Origin, Row
 
-STORE_VERSION = 5
+STORE_VERSION = 6
 """Part of the cache key: raise it whenever stored bytes, formats, splits or the account would come out differently."""
 
 WHOLE = -1

@@ -422,6 +422,20 @@ def test_messages_as_json_text_of_a_table() -> None:
     assert said("messages", values) == [("user", "a"), ("assistant", "b")]
 
 
+def test_a_key_twice_in_json_within_a_column_is_a_fault() -> None:
+    turns = '[{"role": "user", "content": "a", "content": "b"}, {"role": "assistant", "content": "c"}]'
+    found = fault("messages", {"messages": turns})
+    assert (found.reason, found.detail) == ("wrong_type", "`messages`: the key `content` stands twice in one object")
+    call = {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [{"function": {"name": "f", "arguments": '{"x": 1, "x": 2}'}}],
+    }
+    kept = chat("messages", {"messages": [{"role": "user", "content": "a"}, call]}).messages[1].extra
+    assert kept is not None
+    assert kept["tool_calls"][0]["function"]["arguments"] == '{"x": 1, "x": 2}'
+
+
 # --- columns ----------------------------------------------------------------------------------------------------
 
 

@@ -404,3 +404,33 @@ def test_a_packed_parquet_file_is_refused(tmp_path: Path) -> None:
 def test_a_missing_file_is_named_when_it_is_read(tmp_path: Path) -> None:
     write(tmp_path / "data.jsonl", "x")
     assert "`data.jsonl`" in fault(tmp_path / "dat.jsonl").hint
+
+
+TWICE = '{"text": "a", "label": "b", "text": "c"}'
+NESTED = '{"messages": [{"role": "user", "content": "a", "content": "b"}]}'
+
+
+@pytest.mark.parametrize(("broken", "key"), [(TWICE, "text"), (NESTED, "content"), ('{"a": 1, "a": 1}', "a")])
+@pytest.mark.parametrize("kind", ["jsonl", "lines.json", "array.json", "wrapped.json"])
+def test_a_key_twice_is_a_bad_row_and_the_others_are_read(tmp_path: Path, kind: str, broken: str, key: str) -> None:
+    good = ['{"text": "x"}', '{"text": "y"}']
+    lines = [broken, good[0], broken, good[1]]
+    array = "[" + ",\n".join(lines) + "]"
+    contents = {"array.json": array, "wrapped.json": f'{{"data": {array}}}'}
+    items = list(read_rows(write(tmp_path / f"rows.{kind}", contents.get(kind, "\n".join(lines))), "shown"))
+    assert [dict(item.values) for item in items if isinstance(item, RawRow)] == [{"text": "x"}, {"text": "y"}]
+    rejects = [item for item in items if isinstance(item, Rejected)]
+    assert [item.reason for item in rejects] == ["broken_json", "broken_json"]
+    assert all(item.detail == f"the key `{key}` stands twice in one object" for item in rejects)
+
+
+def test_a_key_twice_in_a_long_row_of_an_array_is_found_across_chunks(tmp_path: Path) -> None:
+    long = json.dumps({"text": "word " * 40_000})[:-1] + ', "text": "b"}'
+    rows, rejects = read(write(tmp_path / "a.json", f'[{long}, {{"text": "x"}}, {long}]'))
+    assert [values for _, values in rows] == [{"text": "x"}]
+    assert [reason for _, reason in rejects] == ["broken_json", "broken_json"]
+
+
+@pytest.mark.parametrize("content", [TWICE, TWICE + "\n"])
+def test_a_key_twice_in_the_one_row_of_a_file(tmp_path: Path, content: str) -> None:
+    assert read(write(tmp_path / "a.json", content)) == ([], [(1, "broken_json")])
