@@ -29,7 +29,7 @@ def load(path: str | Path, *overrides: str, **sections: Any) -> Recipe:
 
     Args:
         path: ``.yaml``, ``.yml`` or ``.json``.
-        overrides: ``section.key=value`` strings; values are read as YAML 1.2; the last of equal keys holds.
+        overrides: ``section.key=value`` strings; values are read as YAML 1.2; a key is given once.
         sections: the same by keyword, dots as double underscores: ``training__epochs=1``.
 
     Raises:
@@ -112,7 +112,7 @@ def parse(
     try:
         return Recipe.model_validate_json(json.dumps(values)).written_as(written)
     except ValidationError as error:
-        raise explain(error, values, written) from None
+        raise explain(error, values, written, Recipe) from None
     except TypeError as error:
         raise RecipeError(
             f"a value is not plain data: {error}", where=source, hint="write numbers, text, lists and mappings only"
@@ -134,8 +134,13 @@ def _refuse_half_characters(values: Mapping[str, Any], source: str) -> None:
 
 
 def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Set ``section.key=value`` pairs; list items by number from 0. Values are typed as YAML 1.2 types them."""
+    """Set ``section.key=value`` pairs; list items by number from 0. Values are typed as YAML 1.2 types them.
+
+    Raises:
+        RecipeError: one is no such pair, its key is no place in the recipe, or was given before.
+    """
     result: dict[str, Any] = json.loads(json.dumps(values))
+    given: dict[str, str] = {}
     for item in overrides:
         key, separator, text = item.partition("=")
         if not separator or not all(key.split(".")) or key.count(".") > _MOST_PARTS:
@@ -144,6 +149,13 @@ def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict
                 where="command line",
                 hint="write section.key=value, for example training.epochs=1",
             )
+        if key in given:
+            raise RecipeError(
+                f"the override `{key}` is given twice: `{given[key]}` and `{text}`",
+                where=f"override {key}",
+                hint="keep one of them",
+            )
+        given[key] = text
         value = parse_yaml(text, f"override {key}")[0] if text.strip() else ""
         _set(result, tuple(key.split(".")), value)
     return result

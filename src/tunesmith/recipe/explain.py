@@ -10,20 +10,26 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from tunesmith.errors import RecipeError
-from tunesmith.recipe.root import Recipe
 from tunesmith.recipe.syntax import Place, Written
 
 _CONTAINER_KINDS = {"list_type", "dict_type", "model_type", "model_attributes_type", "dataclass_type"}
 _LONGEST_SHOWN = 60
 
 
-def explain(error: ValidationError, values: Mapping[str, Any], written: Written) -> RecipeError:
-    """The first complaint worth reading: unknown keys first, then in the order of the file."""
+def explain(error: ValidationError, values: Mapping[str, Any], written: Written, root: type[BaseModel]) -> RecipeError:
+    """The first complaint worth reading: unknown keys first, then in the order of the file.
+
+    Args:
+        error: pydantic's complaints.
+        values: what was validated, as plain values.
+        written: where its keys stand.
+        root: the section that it was to become.
+    """
     details = [(detail, _keys(detail, values)) for detail in error.errors()]
     first, keys = min(
         _relevant(details), key=lambda item: (item[0]["type"] != "extra_forbidden", written.line(item[1]) or 0)
     )
-    what, hint = _message(first, keys)
+    what, hint = _message(first, keys, root)
     unknown = {place for detail, place in details if detail["type"] == "extra_forbidden"} - {keys}
     if first["type"] == "extra_forbidden" and unknown:
         hint += f" ({len(unknown)} more unknown after this one)"
@@ -58,27 +64,29 @@ def _keys(detail: ErrorDetails, values: Any) -> Place:
     return tuple(keep)
 
 
-def _message(detail: ErrorDetails, keys: Place) -> tuple[str, str]:
+def _message(detail: ErrorDetails, keys: Place, root: type[BaseModel]) -> tuple[str, str]:
     key = _shown(keys)
     kind = detail["type"]
     if kind == "extra_forbidden":
-        return f"unknown key `{key}`", _known(key, detail["loc"])
+        return f"unknown key `{key}`", _known(key, detail["loc"], root)
     if kind == "missing":
         return f"`{key}` is missing", "add it; `tunesmith init` writes a complete recipe"
     if kind in ("union_tag_invalid", "union_tag_not_found"):
-        return _unknown_type(detail, key)
+        return _unknown_type(detail, key, root)
     given = detail["input"]
     if kind in _CONTAINER_KINDS:
-        return f"`{key}` is {'a list' if kind == 'list_type' else 'a mapping of keys'}", _container(given, key, kind)
+        return f"`{key}` is {'a list' if kind == 'list_type' else 'a mapping of keys'}", _container(
+            given, kind, key, _tags(key, root)
+        )
     message = str(detail["msg"]).removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
     return (message if f"`{key}`" in message else f"`{key}`: {message}"), _given(given, kind, detail)
 
 
-def _known(key: str, location: tuple[str | int, ...]) -> str:
+def _known(key: str, location: tuple[str | int, ...], root: type[BaseModel]) -> str:
     """The key that was meant, of the section itself or of another variant of it; else the keys there are."""
-    allowed = _fields_of(_models_at(location[:-1]))
-    variants = _models_at(location[:-2])
+    allowed = _fields_of(_models_at(location[:-1], root))
+    variants = _models_at(location[:-2], root)
     here = f"known keys here: {', '.join(allowed)}"
     name = key.replace("-", "_")
     is_elsewhere = key in _fields_of(variants)
@@ -106,10 +114,10 @@ def _shown(keys: Place) -> str:
     return str(keys[-1]) if keys else "recipe"
 
 
-def _container(given: Any, key: str, kind: str) -> str:
+def _container(given: Any, kind: str, key: str, tags: list[str]) -> str:
     if given is None:
         return "nothing is given: remove the line, or write its keys below it"
-    if isinstance(given, str) and (tags := _tags(key)):
+    if isinstance(given, str) and tags:
         close = difflib.get_close_matches(given, tags, n=1)
         return f"write `{key}: {{type: {close[0] if close else tags[0]}}}`"
     example = "[a, b]" if kind == "list_type" else "{key: value}"
@@ -121,24 +129,23 @@ def _short(given: Any) -> str:
     return shown if len(shown) <= _LONGEST_SHOWN else f"{shown[: _LONGEST_SHOWN - 1]}…"
 
 
-def _unknown_type(detail: ErrorDetails, key: str) -> tuple[str, str]:
+def _unknown_type(detail: ErrorDetails, key: str, root: type[BaseModel]) -> tuple[str, str]:
     context = detail.get("ctx", {})
     expected = str(context.get("expected_tags", "")).replace("'", "").split(", ")
     given = context.get("tag")
     if given is None:
-        return f"`{key}` needs a `type`", _members(key)
+        return f"`{key}` needs a `type`", _members(_tags(key, root))
     close = difflib.get_close_matches(str(given), expected, n=1)
     known = ", ".join(f"`{name}`" for name in expected)
     return f"`type: {given}` is not known in `{key}`", f"did you mean `{close[0]}`?" if close else f"one of: {known}"
 
 
-def _members(key: str) -> str:
-    tags = _tags(key)
+def _members(tags: list[str]) -> str:
     return f"one of: {', '.join(f'`type: {tag}`' for tag in tags)}" if tags else "for example `type: exact_match`"
 
 
-def _tags(key: str) -> list[str]:
-    field = Recipe.model_fields.get(key)
+def _tags(key: str, root: type[BaseModel]) -> list[str]:
+    field = root.model_fields.get(key)
     return [tag for model in _models_in(field.annotation) if (tag := _tag(model))] if field else []
 
 
@@ -147,6 +154,8 @@ def _given(given: Any, kind: str, detail: ErrorDetails) -> str:
     if kind == "bool_type":
         return f"{hint}; write true or false without quotes (in YAML 1.2 `yes`, `no`, `on` and `off` are text)"
     if kind in ("float_type", "int_type") and isinstance(given, str):
+        if "_" in given and _is_number(given.replace("_", "")):
+            return f"{hint}; `_` in it makes it text (YAML 1.2): write {given.replace('_', '')}"
         return f"{hint}; {'it is text here: remove the quotes' if _is_number(given) else 'write a number, such as 3 or 1e-4'}"
     if kind == "int_type" and isinstance(given, float):
         return f"{hint}; write a whole number"
@@ -164,12 +173,12 @@ def _is_number(text: str) -> bool:
         float(text)
     except ValueError:
         return False
-    return True
+    return "_" not in text
 
 
-def _models_at(location: tuple[str | int, ...]) -> list[type[BaseModel]]:
+def _models_at(location: tuple[str | int, ...], root: type[BaseModel]) -> list[type[BaseModel]]:
     """The sections that pydantic knows at an error's location; several where it names no variant."""
-    models: list[type[BaseModel]] = [Recipe]
+    models: list[type[BaseModel]] = [root]
     for part in location:
         if isinstance(part, int):
             continue

@@ -6,6 +6,7 @@ Aliases are expanded within limits, tags are refused: a recipe is data, and a sm
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,10 @@ _TOO_DEEP = "the text nests too deeply to be a recipe"
 _MOST_BITS = 1_024
 _MAX_NODES = 20_000
 _MAX_DEPTH = 40
+_NUMBER = re.compile(
+    r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+|[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
+)
+"""Numbers of YAML 1.2's core schema (YAML 1.2.2, §10.3.2)."""
 _CORE_TAGS = {"str", "int", "float", "bool", "null", "map", "seq", "timestamp"}
 
 
@@ -99,12 +104,20 @@ def _loader() -> Any:
     from ruamel.yaml import YAML
     from ruamel.yaml.constructor import RoundTripConstructor
 
-    class PlainDates(RoundTripConstructor):
-        """YAML 1.2 has no dates: what looks like one is text, unchanged."""
+    class CoreScalars(RoundTripConstructor):
+        """The core schema of YAML 1.2: no dates, and no numbers with `_` or in binary. What looks like one is text, unchanged."""
 
-    PlainDates.add_constructor("tag:yaml.org,2002:timestamp", RoundTripConstructor.construct_yaml_str)
+        def construct_number(self, node: Any) -> Any:
+            if not _NUMBER.fullmatch(node.value):
+                return self.construct_yaml_str(node)
+            is_whole = node.tag.endswith(":int")
+            return self.construct_yaml_int(node) if is_whole else self.construct_yaml_float(node)
+
+    CoreScalars.add_constructor("tag:yaml.org,2002:timestamp", RoundTripConstructor.construct_yaml_str)
+    for kind in ("int", "float"):
+        CoreScalars.add_constructor(f"tag:yaml.org,2002:{kind}", CoreScalars.construct_number)
     loader = YAML(typ="rt", pure=True)
-    loader.Constructor = PlainDates
+    loader.Constructor = CoreScalars
     loader.version = (1, 2)
     loader.allow_duplicate_keys = False
     return loader

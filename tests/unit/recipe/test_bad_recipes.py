@@ -11,6 +11,8 @@ import pytest
 
 from tunesmith.errors import RecipeError
 from tunesmith.recipe import codec
+from tunesmith.recipe.adapters import LoraSection
+from tunesmith.recipe.root import Recipe
 
 Refused = Callable[..., RecipeError]
 
@@ -120,6 +122,7 @@ WRONG_TYPE = [
     ("training: {learning_rate: .inf}\n", "training.learning_rate", "given: inf"),
     ("training: {learning_rate: .nan}\n", "training.learning_rate", "given: nan"),
     ("seed: -1\n", "seed", "given: -1"),
+    ("seed: 1_000\n", "seed", "given: '1_000'; `_` in it makes it text (YAML 1.2): write 1000"),
 ]
 
 
@@ -358,6 +361,40 @@ def test_bad_override(refused: Refused, override: str, what: str, hint: str) -> 
     assert what in error.what
     assert hint in error.hint
     assert error.where.startswith(("override ", "command line"))
+
+
+def test_an_override_given_twice(refused: Refused) -> None:
+    error = refused("", "training.epochs=1", "seed=3", "training.epochs=2")
+    assert error.what == "the override `training.epochs` is given twice: `1` and `2`"
+    assert error.where == "override training.epochs"
+
+
+def test_an_override_given_as_text_and_by_keyword(write: Callable[..., Path]) -> None:
+    with pytest.raises(RecipeError, match="given twice"):
+        codec.load(write(), "training.epochs=1", training__epochs=2)
+
+
+@pytest.mark.parametrize(
+    ("make", "words", "hint"),
+    [
+        (lambda: Recipe(trainin={}), "unknown key `trainin`", "did you mean `training`?"),
+        (lambda: Recipe(name="a", model="m"), "`data` is missing", "add it"),
+        (
+            lambda: Recipe(name="a", model="m", data={"train": "x"}, training={"epoch": 1}),
+            "unknown key `epoch`",
+            "`epochs`",
+        ),
+        (lambda: Recipe(name="a", model="m", data={"train": "x"}, adapter={"type": "lore"}), "`type: lore`", "`lora`"),
+        (lambda: LoraSection(rank="3"), "`rank`", "remove the quotes"),
+        (lambda: LoraSection(rnk=3), "unknown key `rnk`", "did you mean `rank`?"),
+    ],
+)
+def test_sections_made_in_python_are_answered_alike(make: Callable[[], object], words: str, hint: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        make()
+    assert words in caught.value.what
+    assert caught.value.where.startswith(("Recipe [", "LoraSection ["))
+    assert hint in caught.value.hint
 
 
 def test_an_error_of_the_file_is_not_blamed_on_an_override(refused: Refused) -> None:

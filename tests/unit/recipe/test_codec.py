@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from tunesmith.recipe import codec
 from tunesmith.recipe.adapters import FullSection, LoraSection
 from tunesmith.recipe.data import SourceSection, SplitSection
 from tunesmith.recipe.objectives import ClmSection, SftSection
+from tunesmith.recipe.syntax import parse_yaml
 
 Write = Callable[..., Path]
 
@@ -69,6 +71,19 @@ seed: 0
 )
 def test_exponents_are_numbers(write: Write, written: str, meant: float) -> None:
     assert codec.load(write(f"training: {{learning_rate: {written}}}\n")).training.learning_rate == meant
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("1000", 1000), ("-3", -3), ("0o17", 15), ("0x1F", 31), ("1.", 1.0), (".5", 0.5), ("1e3", 1000.0), ("-.INF", -math.inf),
+        ("1_000", "1_000"), ("1_0.5", "1_0.5"), ("0x1_F", "0x1_F"), ("0o1_7", "0o1_7"), ("0b11", "0b11"), ("-0x1F", "-0x1F"),
+        ("+0o7", "+0o7"),
+    ],
+)  # fmt: skip
+def test_numbers_are_those_of_the_core_schema(written: str, meant: object) -> None:
+    (found,) = parse_yaml(f"a: {written}", "x")[0].values()
+    assert (found, type(found)) == (meant, type(meant))
 
 
 @pytest.mark.parametrize("word", ["no", "yes", "on", "off", "n", "y"])
@@ -176,10 +191,6 @@ def test_keyword_overrides(write: Write) -> None:
     assert recipe.training.epochs == 1
     assert recipe.adapter == LoraSection(targets=["attention"])
     assert recipe.name == "no"
-
-
-def test_the_last_of_equal_overrides_holds(write: Write) -> None:
-    assert codec.load(write(), "seed=1", "seed=2").seed == 2
 
 
 def test_value_may_hold_equals_signs(write: Write) -> None:
