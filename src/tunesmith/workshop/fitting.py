@@ -111,7 +111,7 @@ class Fit:
         finally:
             self.at_step(trainer.step)
             with suppress(OSError, LeaseLost):  # whatever ended it is what is told
-                self.run.set_status("running", step=trainer.step, tokens=trainer.tokens, seconds=trainer.seconds)
+                self.run.set_status("running", **_how_far(trainer))
             for sink in sinks:
                 sink.close()
         if outcome.stopped_early:
@@ -269,6 +269,14 @@ def check_finite(machine: Machinery, data: Prepared, step: int) -> None:
             where=f"step {step}, rows {named}",
             hint="the usual cause is a learning rate that is too high: try a tenth of it",
         )
+
+
+def _how_far(trainer: Trainer) -> dict[str, Any]:
+    loss = trainer.reckoning.last_loss
+    return {
+        "step": trainer.step, "tokens": trainer.tokens, "seconds": trainer.seconds,
+        "loss": loss if math.isfinite(loss) else None,
+    }  # fmt: skip
 
 
 def _has_dropout(model: CausalLM, recipe: Recipe) -> bool:

@@ -57,6 +57,8 @@ def test_create_takes_an_empty_folder_and_refuses_a_used_one(tmp_path: Path) -> 
     with pytest.raises(RunError, match="holds other files"):
         make_run(used)
     assert [item.name for item in used.iterdir()] == ["thesis.txt"]
+    with pytest.raises(RunError, match="this is a file"):
+        make_run(used / "thesis.txt")
 
 
 @pytest.mark.parametrize("code", [errno.EROFS, errno.ENOSPC])
