@@ -69,13 +69,14 @@ def reject_notes(ledger: Ledger, context: int) -> list[str]:
 
 
 def split_notes(ledger: Ledger, sources: Sequence[SourceFiles], data: DataSection) -> list[str]:
-    """Splits that came out empty."""
+    """Splits that came out empty although the recipe asks for rows in them."""
     rows = {"validation": ledger.validation_rows, "test": ledger.test_rows}
     empty = [split for split, number in rows.items() if not number]
     said = document_notes(empty, sources, data)
-    unasked = [split for split in empty if split not in _asked(empty, data)] if said else empty
+    asked = [split for split in empty if not _is_zero(getattr(data, split))]
+    unsaid = [split for split in asked if not (said and split in _asked(empty, data))]
     return said + [
-        f"the {split} split holds no row: data.{split} gives none of these {ledger.rows_in:,} rows" for split in unasked
+        f"the {split} split holds no row: data.{split} gives none of these {ledger.rows_in:,} rows" for split in unsaid
     ]
 
 
@@ -104,3 +105,7 @@ def text_row_hint(sources: Sequence[SourceFiles]) -> str | None:
 def _asked(empty: Sequence[str], data: DataSection) -> list[str]:
     """Those of the empty splits that a fraction asks for."""
     return [split for split in empty if isinstance(given := getattr(data, split), SplitSection) and given.fraction > 0]
+
+
+def _is_zero(given: object) -> bool:
+    return isinstance(given, SplitSection) and given.fraction == 0

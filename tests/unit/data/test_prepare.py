@@ -209,7 +209,7 @@ def test_the_ledger_counts_tokens_lengths_and_sources(bench: Bench) -> None:
     ]
     assert ledger.per_source[0].formats == {"prompt-completion": 1}
     assert any("train.jsonl" in note and "prompt-completion" in note for note in ledger.notes)
-    assert any("validation split holds no row" in note for note in ledger.notes)
+    assert not any("holds no row" in note for note in ledger.notes)
 
 
 def test_rejected_rows_are_written_with_file_line_reason_and_row(bench: Bench) -> None:
@@ -466,7 +466,17 @@ def test_a_fraction_of_one_document_is_said_to_hold_nothing_out(bench: Bench, va
     names = "validation or test" if validation else "test"
     assert f"nothing is held out for {names}: a .txt file is one document" in said
     assert "(book.txt); set data.train.0.row to `paragraph` or `line`" in said
-    assert ("the validation split holds no row" in said) == (not validation)
+    assert "holds no row" not in said
+
+
+def test_an_empty_split_is_said_where_rows_were_asked_for(bench: Bench) -> None:
+    bench.jsonl("train.jsonl", questions(3))
+    bench.jsonl("test.jsonl", [chat("a question", "")])
+    notes = bench.prepare(test="test.jsonl", validation=0.0001, max_rejected=1.0).ledger.notes
+    assert [note.partition(":")[0] for note in notes if "holds no row" in note] == [
+        "the validation split holds no row", "the test split holds no row",
+    ]  # fmt: skip
+    assert not any("holds no row" in note for note in bench.prepare().ledger.notes)
 
 
 def test_a_document_that_is_held_out_whole_names_the_key(bench: Bench) -> None:
