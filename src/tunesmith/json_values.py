@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 MOST_DEPTH = 100
@@ -101,3 +102,18 @@ def refuse_deep(value: Any) -> None:
             return
         level = inner
     raise TooDeep
+
+
+def json_kind(value: Any) -> str:
+    """What JSON calls the type of a value, with its article."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "a boolean"
+    if isinstance(value, int | float):
+        return "a number"
+    if isinstance(value, str):
+        return "text"
+    if isinstance(value, Mapping):
+        return "an object"
+    return "a list" if isinstance(value, list | tuple) else f"a {type(value).__name__}"

@@ -19,7 +19,7 @@ from tunesmith.data.columns import (
 )
 from tunesmith.data.message_rows import as_list, check_turns, openai_message, sharegpt_message, tool_schemas
 from tunesmith.errors import DataError
-from tunesmith.json_values import loads
+from tunesmith.json_values import json_kind, loads
 from tunesmith.recipe.data import FormatName, SourceSection
 from tunesmith.records import Chat, Labelled, Message, RawRow, Record, Text
 
@@ -44,6 +44,9 @@ _BESIDE_TEXT = frozenset(
     }
 )
 _PREFERENCE = "preference"
+_LONGEST_NAMED = 60
+"""Characters of a column's name in an example of a recipe."""
+_TURN_COLUMNS = ("messages", "conversations", "conversation")
 
 
 def text(raw: RawRow, source: SourceSection) -> Text:
@@ -184,12 +187,39 @@ def detect(first: Sequence[RawRow], where: str, columns: Mapping[str, str] | Non
             "name a format and its columns",
         )
     if shape is None:
+        _refuse_strange_turns(first[0], where, columns)
         raise DataError(
             f"the format cannot be told from the columns: {shown_columns(first[0].values)}",
             where=where,
             hint=odd_columns(where, first[0].values) or _naming_hint(first[0].values),
         )
     return cast(FormatName, shape)
+
+
+def _refuse_strange_turns(first: RawRow, where: str, columns: Mapping[str, str]) -> None:
+    """Refuse a column of turns that holds none, in words about what it holds.
+
+    Raises:
+        DataError: there is such a column, and the source names no others.
+    """
+    name = next((name for name in _TURN_COLUMNS if first.values.get(name) is not None), None)
+    if name is None or columns:
+        return
+    try:
+        turns = as_list(first.values[name], f"`{name}`")
+    except BadRow:
+        what = f"`{name}` holds {json_kind(first.values[name])}, and a conversation is a list of turns"
+    else:
+        item = turns[0] if turns else None
+        what = f"the first turn in `{name}` is {json_kind(item)}"
+        if isinstance(item, Mapping):
+            what = f"the first turn in `{name}` has neither `role` nor `from`; it has: {shown_columns(item)}"
+    raise DataError(
+        what,
+        where=where,
+        hint='write turns as [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}], '
+        "or name the format and its columns in the source",
+    )
 
 
 def note(name: str, first: RawRow) -> str:
@@ -200,7 +230,7 @@ def note(name: str, first: RawRow) -> str:
     sentence = f"format {name}, from {', '.join(fields)}"
     if name == "alpaca" and "instances" in first.values and "output" not in first.values:
         sentence += ", instances (the first instance of each row is used)"
-    return f"{sentence}; not used: {', '.join(unused)}" if unused else sentence
+    return f"{sentence}; not used: {shown_columns(dict.fromkeys(unused))}" if unused else sentence
 
 
 def _columns(name: str, raw: RawRow, source: SourceSection) -> dict[str, Column]:
@@ -281,7 +311,7 @@ def _is_judged(values: Mapping[str, Any]) -> bool:
 
 
 def _turn_shape(values: Mapping[str, Any]) -> str | None:
-    for name in ("messages", "conversations", "conversation"):
+    for name in _TURN_COLUMNS:
         turns = values.get(name)
         if isinstance(turns, str):
             try:
@@ -329,7 +359,8 @@ def _missing_hint(field: str, wanted: str, first: RawRow) -> str:
 
 def _naming_hint(values: Mapping[str, Any]) -> str:
     names = list(values)
-    asked, answer = (names[0], names[1]) if len(names) > 1 else ("COLUMN", "COLUMN")
+    is_usual = len(names) > 1 and all(len(name) <= _LONGEST_NAMED for name in names[:2])
+    asked, answer = names[:2] if is_usual else ("COLUMN", "COLUMN")
     example = f"format: prompt-completion, columns: {{prompt: {asked}, completion: {answer}}}"
     if "text" in names:
         example = f"format: text, which leaves the other columns out, or {example}"

@@ -24,7 +24,7 @@ from tunesmith.data.streams import (
     visible,
 )
 from tunesmith.errors import DataError
-from tunesmith.json_values import DECODER, LENIENT, MOST_DEPTH, RepeatedKey, TooDeep, loads, refuse_deep
+from tunesmith.json_values import DECODER, LENIENT, MOST_DEPTH, RepeatedKey, TooDeep, json_kind, loads, refuse_deep
 from tunesmith.records import Origin, RawRow, Rejected
 
 RECORD_LISTS = frozenset(
@@ -107,21 +107,6 @@ def _as_row(value: Any, origin: Origin) -> RawRow | Rejected:
     if isinstance(value, Mapping):
         return RawRow(origin, value)
     return Rejected(origin, "wrong_type", f"a row is an object, this is {json_kind(value)}", value)
-
-
-def json_kind(value: Any) -> str:
-    """What JSON calls the type of a value, with its article."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "a boolean"
-    if isinstance(value, int | float):
-        return "a number"
-    if isinstance(value, str):
-        return "text"
-    if isinstance(value, Mapping):
-        return "an object"
-    return "a list" if isinstance(value, list | tuple) else f"a {type(value).__name__}"
 
 
 def _is_json_lines(path: Path, shown: str) -> bool:

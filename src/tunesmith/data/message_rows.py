@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tunesmith.data.bad_row import BadRow
+from tunesmith.data.columns import shown_columns
 from tunesmith.data.message_content import TRAIN_KEYS, is_nothing, json_value, read_content, tool_calls, train_flag
 from tunesmith.records import Message, Role
 
@@ -106,7 +107,7 @@ def _message(turn: Mapping[str, Any], number: int, role: Role, keys: tuple[str, 
         raise BadRow("wrong_type", f"turn {number} has both `tool_calls` and `function_call`")
     calls += function_calls
     if keys[1] not in turn and not calls:
-        raise BadRow("missing_column", f"turn {number} has no `{keys[1]}`; it has: {', '.join(turn)}")
+        raise BadRow("missing_column", f"turn {number} has no `{keys[1]}`; it has: {shown_columns(turn)}")
     content = read_content(turn.get(keys[1]), number)
     extra |= {f"content.{key}": value for key, value in content.unread.items()}
     if content.reasoning:
@@ -187,7 +188,7 @@ def _mapping(turn: Any, number: int, key: str) -> Mapping[str, Any]:
     if key not in turn:
         other = "sharegpt" if "from" in turn else "messages" if "role" in turn else ""
         advice = f"; the format is {other}" if other else ""
-        raise BadRow("missing_column", f"turn {number} has no `{key}`; it has: {', '.join(turn) or 'nothing'}{advice}")
+        raise BadRow("missing_column", f"turn {number} has no `{key}`; it has: {shown_columns(turn)}{advice}")
     return turn
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tunesmith.data.bad_row import BadRow
-from tunesmith.data.formats import FORMATS, check_columns, detect
+from tunesmith.data.formats import FORMATS, check_columns, detect, note
 from tunesmith.data.layout import Layout
 from tunesmith.data.sources import read_rows
 from tunesmith.errors import DataError
@@ -91,7 +91,7 @@ def test_detection_by_named_fields(columns: dict[str, str], values: dict[str, An
         {"a": 1},
         {},
         {"instruction": "a"},
-        {"messages": "text"},
+        {"messages": None, "x": 1},
     ],
 )
 def test_unclear_columns_are_not_guessed(values: dict[str, Any]) -> None:
@@ -100,6 +100,40 @@ def test_unclear_columns_are_not_guessed(values: dict[str, Any]) -> None:
     assert caught.value.where == "f.csv"
     assert all(column in caught.value.what for column in values)
     assert "columns: {prompt:" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"messages": "Hello there."}, "`messages` holds text, and a conversation is a list of turns"),
+        ({"messages": {"role": "user"}}, "`messages` holds an object, and"),
+        ({"messages": ["Hello", "Good morning"]}, "the first turn in `messages` is text"),
+        (
+            {"conversation": [{"speaker": "a", "text": "b"}], "id": 1},
+            "has neither `role` nor `from`; it has: speaker, text",
+        ),
+        ({"messages": None, "conversations": 3}, "`conversations` holds a number, and"),
+    ],
+)
+def test_turns_that_are_none_are_told_as_such(values: dict[str, Any], words: str) -> None:
+    with pytest.raises(DataError) as caught:
+        detect([raw(values)], "f.jsonl")
+    assert words in caught.value.what
+    assert caught.value.where == "f.jsonl"
+    assert '{"role": "user", "content":' in caught.value.hint
+    assert (
+        detect([raw(values | {"x": "a", "y": "b"})], "f.jsonl", {"prompt": "x", "completion": "y"})
+        == "prompt-completion"
+    )
+
+
+def test_many_or_long_columns_make_no_long_message() -> None:
+    wide = {f"a rather long name of column {number}": 1 for number in range(60)}
+    for values in (wide, {"x" * 5000: "a", "y" * 5000: "b"}):
+        with pytest.raises(DataError) as caught:
+            detect([raw(values)], "f.jsonl")
+        assert len(str(caught.value)) < 1500
+    assert len(note("messages", raw(openai(("user", "a"), **wide)))) < 800
 
 
 NESTED = {f"{number}": {"question": "a", "contexts": ["b"]} for number in range(40)}
