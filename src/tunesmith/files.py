@@ -15,7 +15,7 @@ import platform
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -30,6 +30,7 @@ MOST_BYTES = 512 << 20
 """Of one file of a run: a million steps of metrics take 300 MB."""
 
 _CHUNK_BYTES = 1 << 20
+_SEAL = "seal"
 _DISK_TROUBLES = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO)
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
 _LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)-(?P<host>[0-9a-f]{8})\.(tmp|gone)")
@@ -94,16 +95,35 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
+    """The same for an object whose rot must be found: under ``seal`` it has the sha256 of what else it says."""
+    write_json(path, {**value, _SEAL: _seal_of(value)})
+
+
 def read_json(path: Path) -> Any:
-    """Parse a JSON file of ours.
+    """Parse a JSON file of ours; the seal of a sealed one is checked and taken off.
 
     Raises:
-        RunError: the file is missing, torn, no regular file or larger than ``MOST_BYTES``.
+        RunError: the file is missing, torn, no regular file, larger than ``MOST_BYTES``, or not what was sealed.
     """
     try:
-        return loads_ours(_payload(path).decode("utf-8"))
+        value = loads_ours(_payload(path).decode("utf-8"))
     except ValueError as error:
         raise RunError(f"a file of the run is not valid JSON: {error}", where=str(path), hint=_DAMAGED) from error
+    if isinstance(value, dict) and _SEAL in value and value.pop(_SEAL) != _seal_of(value):
+        raise RunError(
+            f"{path.name} does not say what was written: its seal does not fit", where=str(path), hint=_DAMAGED
+        )
+    return value
+
+
+def _seal_of(value: Mapping[str, Any]) -> str:
+    """Sha256 over the values as JSON gives them back: in any order of keys and any layout."""
+    try:
+        text = canonical_json(json.loads(json.dumps(value)))
+    except (ValueError, RecursionError):  # read from a file that rotted: NaN, or too deep
+        return ""
+    return hashlib.sha256(text.encode("utf-8", errors="surrogatepass")).hexdigest()
 
 
 def _payload(path: Path) -> bytes:
@@ -219,6 +239,20 @@ def read_lines(path: Path) -> list[Any]:
             if number == len(lines):
                 break
             raise RunError("a line is not valid JSON", where=f"{path}:{number}", hint=_DAMAGED) from error
+    return values
+
+
+def read_rotten_lines(path: Path) -> list[Any]:
+    """JSON lines of a file that may be damaged: None in place of what is none. A torn last line is left out."""
+    *lines, last = _payload(path).split(b"\n")
+    values: list[Any] = []
+    for line in lines:
+        try:
+            values.append(loads_ours(line.decode("utf-8")))
+        except ValueError:
+            values.append(None)
+    with suppress(ValueError):
+        values.append(loads_ours(last.decode("utf-8")))
     return values
 
 

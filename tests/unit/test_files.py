@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 
 from tests.faults import FaultyDisk, PowerCut
 from tunesmith.disk import use_disk
+from tunesmith.errors import RunError
 from tunesmith.files import (
     NewFile,
     append_line,
@@ -19,11 +21,14 @@ from tunesmith.files import (
     is_leftover,
     make_folders,
     new_folder,
+    read_json,
     read_lines,
+    read_rotten_lines,
     remove_folder,
     sweep,
     sync_appends,
     write_bytes,
+    write_sealed,
 )
 
 ELSEWHERE = "00000000"
@@ -137,3 +142,33 @@ def test_a_removed_folder_stays_removed(tmp_path: Path) -> None:
     cut.lose()
     assert not (tmp_path / "folder").exists()
     assert len(sweep(tmp_path)) == 1  # its other name is all that may come back
+
+
+def test_a_seal_is_checked_and_taken_off(tmp_path: Path) -> None:
+    path = tmp_path / "sealed.json"
+    values = {"b": [1, 2.5, None, "ä\u2028"], "a": {"x": 1e-7, "1": True}}
+    write_sealed(path, values)
+    assert read_json(path) == values
+    text = path.read_text(encoding="utf-8")
+    path.write_text(
+        json.dumps(dict(reversed(json.loads(text).items()))), encoding="utf-8"
+    )  # another layout, the same values
+    assert read_json(path) == values
+    for before, after in (("2.5", "2.6"), ('"x"', '"y"'), ("true", "1"), ("null", "NaN"), ("1e-07", "1e-06")):
+        assert before in text
+        path.write_text(text.replace(before, after), encoding="utf-8")
+        with pytest.raises(RunError) as raised:
+            read_json(path)
+        assert raised.value.where == str(path)
+    path.write_text(text.replace('"seal"', '"sel"'), encoding="utf-8")
+    assert read_json(path)["a"] == values["a"]  # as a file of before there were seals
+
+
+def test_rotten_lines_keep_their_places(tmp_path: Path) -> None:
+    path = tmp_path / "lines"
+    path.write_bytes(b'{"a": 1}\n\xff\n[[[\nnull\n2')
+    assert read_rotten_lines(path) == [{"a": 1}, None, None, None, 2]
+    path.write_bytes(b'1\n{"tor')
+    assert read_rotten_lines(path) == [1]
+    path.write_bytes(b"")
+    assert read_rotten_lines(path) == []

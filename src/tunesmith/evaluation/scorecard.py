@@ -12,7 +12,7 @@ from typing import Any
 from tunesmith.errors import DataError, RunError
 from tunesmith.evaluation.statistics import Score
 from tunesmith.evaluation.tasks import TaskResult
-from tunesmith.files import read_json, write_json, write_text
+from tunesmith.files import read_json, write_sealed, write_text
 
 Metrics = dict[str, Score]
 
@@ -81,7 +81,7 @@ class Scorecard:
         text = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in self.rows)
         write_text(folder / f"{name}.rows.jsonl", text)
         path = folder / f"{name}.json"
-        write_json(path, {**self.to_json(), "rows_sha256": hashlib.sha256(text.encode()).hexdigest()})
+        write_sealed(path, {**self.to_json(), "rows_sha256": hashlib.sha256(text.encode()).hexdigest()})
         return path
 
     @classmethod

@@ -246,10 +246,12 @@ def _take(folder: Path) -> Lease:
     limit = time.monotonic() + PATIENCE_SECONDS
     while True:
         refuse_if_held(folder)
-        make_folders(folder)
         try:
+            make_folders(folder)
             descriptor = _open(folder, os.O_RDWR | os.O_CREAT)
         except FileNotFoundError:  # its owner gave up and took the empty folder back
+            if time.monotonic() > limit:
+                raise
             continue
         try:
             held = _claim(folder, descriptor)

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tunesmith.files import append_line, disk_trouble, mend_tail, read_lines, write_text
+from tunesmith.files import append_line, copy_file, disk_trouble, mend_tail, read_lines, read_rotten_lines, write_text
+from tunesmith.registry.shapes import is_line
 
 
 class LineFiles:
@@ -66,6 +67,18 @@ class LineFiles:
             self._waiting.clear()
             return sum(_keep(path, wanted) for path in paths)
 
+    def mend(self, paths: Sequence[Path]) -> list[str]:
+        """Leave out what is no line; a file that had such is kept as it was beside it, as ``NAME.bad-N``.
+
+        A torn last line is none of these: every crash may leave one.
+
+        Returns:
+            A sentence for each file that was mended.
+        """
+        with self._lock:
+            self._check()
+            return [sentence for path in paths if (sentence := _mend(path)) is not None]
+
     def _drain(self, path: Path) -> None:
         """Write the lines that wait for ``path``, in order."""
         waiting = self._waiting.get(path, [])
@@ -86,11 +99,32 @@ class LineFiles:
         self._waiting.pop(path, None)
 
 
+def _mend(path: Path) -> str | None:
+    if not path.exists():
+        return None
+    read = read_rotten_lines(path)
+    good = [value for value in read if is_line(value)]
+    if len(good) == len(read):
+        return None
+    number = 0
+    while (aside := path.with_name(f"{path.name}.bad-{number}")).exists():
+        number += 1
+    copy_file(path, aside)
+    _write(path, good)
+    bad = len(read) - len(good)
+    lines = "line is" if bad == 1 else "lines are"
+    return f"{bad} of the {len(read):,} lines of {path.name}: the {lines} damaged and left out; as it was, it is kept as {aside.name}"
+
+
+def _write(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+
 def _keep(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> int:
     """Rewrite a file of JSON lines with the wanted ones; returns how many were dropped."""
     if not path.exists():
         return 0
     lines = read_lines(path)
     kept = [line for line in lines if wanted(line)]
-    write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
+    _write(path, kept)
     return len(lines) - len(kept)

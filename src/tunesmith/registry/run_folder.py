@@ -1,7 +1,7 @@
 """A run on disk: names of its files, its identity, its lines of metrics and events. Torch-free.
 
 runs/NAME/  recipe.json  plan.json  inputs.json  lineage.json  environment.json  status.json  ledger.json  rejected.jsonl
-            metrics.jsonl  events.jsonl  samples.jsonl  checkpoints/  adapter/ or model/
+            metrics.jsonl  events.jsonl  samples.jsonl  checkpoints/  adapter/ or model/  result.json
             scorecards/{base,tuned,comparison}.json  report.html  card.md
 """
 
@@ -135,6 +135,8 @@ class RunFolder:
                 where=str(self.path),
                 hint="name a folder with --run",
             )
+        if self.environment_path.is_file():
+            raise RunError("a file of the run is missing", where=str(self.recipe_path), hint=DAMAGED)
         if any(item.name not in _NOT_OTHERS and not is_leftover(item.name) for item in self.path.iterdir()):
             raise RunError(
                 "a run needs a folder of its own, and this one holds other files",
@@ -339,6 +341,10 @@ class RunFolder:
             return int(line["step"]) < step + (evaluated or not is_evaluation)
 
         return self._lines.keep((self.metrics_path, self.samples_path), stays)
+
+    def mend_lines(self) -> list[str]:
+        """Leave damaged lines out of metrics, samples and events; see ``LineFiles.mend``."""
+        return self._lines.mend((self.metrics_path, self.samples_path, self.events_path))
 
     @contextmanager
     def patient(self) -> Iterator[None]:

@@ -39,12 +39,16 @@ def lines_of(values: Sequence[Any], path: Path) -> list[dict[str, Any]]:
         RunError: one is no mapping, has no whole number as ``step``, or a number of it is none; names the line.
     """
     for number, line in enumerate(values, 1):
-        whole = isinstance(line, dict) and isinstance(line.get("step"), int) and not isinstance(line["step"], bool)
-        if whole:
-            whole = all(line.get(key) is None or is_number(line[key]) for key in ("loss", "validation_loss"))
-        if not whole:
+        if not is_line(line):
             raise RunError("a line of the run is torn", where=f"{path}:{number}", hint=DAMAGED)
     return list(values)
+
+
+def is_line(value: Any) -> bool:
+    """Whether a JSON value can be a line of metrics, events or samples."""
+    if not isinstance(value, dict) or not isinstance(value.get("step"), int) or isinstance(value["step"], bool):
+        return False
+    return all(value.get(key) is None or is_number(value[key]) for key in ("loss", "validation_loss"))
 
 
 def card_of(values: Any, path: Path) -> dict[str, Any]:

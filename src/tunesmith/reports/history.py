@@ -28,6 +28,8 @@ _TITLES = {
     "stalled": "No progress",
     "slow_step": "Slow step",
     "slow_disk": "Slow disk",
+    "lines_damaged": "Damaged lines left out",
+    "lines_lost": "Lines of metrics lost",
     "sink_failed": "Metrics not sent",
 }
 """Kinds of events that are troubles, gravest first; kinds with one title are told together."""

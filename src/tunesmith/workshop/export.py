@@ -30,6 +30,7 @@ from tunesmith.models.loading import load_model
 from tunesmith.models.locate import ModelFolder
 from tunesmith.planning.defaults import derive_context
 from tunesmith.recipe.root import Recipe
+from tunesmith.registry.result import result_step
 from tunesmith.registry.runs import RunFolder
 from tunesmith.types import Adapter
 from tunesmith.workshop.exportable import check_export
@@ -136,7 +137,9 @@ class _Export:
         adapter = build(self.recipe.adapter, self.recipe.seed)
         adapter.attach(model.hf)
         checkpoints = CheckpointFolder(self.run.checkpoints_path, self.identity)
-        step = int(self.run.status().get("result_step", self.run.status()["step"]))
+        step = result_step(self.run.path)
+        if step is None:
+            step = int(self.run.status().get("result_step", self.run.status()["step"]))
         checkpoint = checkpoints.load(step)
         if checkpoint is None:
             raise RunError(

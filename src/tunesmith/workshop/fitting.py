@@ -199,6 +199,8 @@ class Fit:
         self.run.append_metric({"step": step, "layers": layers})
 
     def _resume(self, trainer: Trainer, checkpoints: CheckpointFolder) -> None:
+        for sentence in self.run.mend_lines():
+            self.say("lines_damaged", sentence)
         try:
             checkpoint = checkpoints.newest()
         except GuardStopped:
@@ -217,6 +219,19 @@ class Fit:
         self.at_step(checkpoint.step)
         self.run.rewind_metrics(checkpoint.step, evaluated=not trainer.owes_evaluation)
         self.say("resumed", f"resumed from the checkpoint of step {checkpoint.step} of {self.settings.total_steps}")
+        self._tell_lost_lines(checkpoint.step)
+
+    def _tell_lost_lines(self, step: int) -> None:
+        """Say which steps before the checkpoint have no line: they are not done again."""
+        first = 1 + (int(self.fork.lineage["starts_at"]) if self.fork is not None else 0)
+        told = {line["step"] for line in self.run.metrics() if "learning_rate" in line}
+        lost = [number for number in range(first, step + 1) if number not in told]
+        if lost:
+            self.say(
+                "lines_lost",
+                f"metrics.jsonl has no line of {len(lost):,} of the steps up to {step:,}, the first of which is {lost[0]:,}: "
+                "curves have a gap, training is as it was",
+            )
 
     def _take_best(self, trainer: Trainer, checkpoints: CheckpointFolder, early: EarlyStopping) -> int:
         best = checkpoints.load(early.best_step)

@@ -17,6 +17,7 @@ from tunesmith.recipe.codec import parse
 from tunesmith.recipe.model import ModelSection
 from tunesmith.recipe.objectives import SftSection
 from tunesmith.recipe.root import Recipe
+from tunesmith.registry.result import check_result
 from tunesmith.registry.runs import RunFolder
 from tunesmith.workshop.machinery import Machinery, assemble, attach_saved
 
@@ -39,6 +40,8 @@ def open_machine(text: str, *, device: str | None = None, batch_tokens: int = 81
     reference = open_model(text)
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if where == "cuda" else torch.float32
+    if reference.run is not None:
+        check_result(reference.run)
     check_weights(reference.base.path)
     _check_base(reference)
     renderer, context = renderer_for(reference)

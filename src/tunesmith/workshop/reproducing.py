@@ -15,7 +15,7 @@ import torch
 from tunesmith.engine.checkpoint import Checkpoint, CheckpointFolder
 from tunesmith.engine.randomness import use_deterministic
 from tunesmith.errors import GuardStopped, HardwareMissing, RunError
-from tunesmith.files import remove_folder, sha256_of, write_json
+from tunesmith.files import remove_folder, sha256_of, write_json, write_sealed
 from tunesmith.planning.plan import Plan
 from tunesmith.progress import Progress, SilentProgress
 from tunesmith.recipe.fingerprint import differences, identity
@@ -215,7 +215,7 @@ class _Repetition:
         facts = here | {key: self.facts[key] for key in ("run_identity", "data_key", "base_sha256", "template")}
         lineage = self.fork.lineage if self.fork is not None else None
         with self.copy.creating(self.plan.recipe, lineage):
-            write_json(self.copy.plan_path, self.plan.to_json())
+            write_sealed(self.copy.plan_path, self.plan.to_json())
             self.copy.append_event("started", 0, f"reproduction of {self.run.path} started")
             write_json(self.copy.environment_path, facts | {"reproduces": str(self.run.path.resolve())})
 
@@ -256,7 +256,7 @@ class _Repetition:
         found = first_difference([line for line in expected.values() if line["step"] <= last], self.copy.metrics())
         if found is not None:
             return found
-        write_result(self.copy, adapter, self.model, self.recipe, self.base.path, self.renderer.stop_ids)
+        write_result(self.copy, adapter, self.model, self.recipe, self.base.path, self.renderer.stop_ids, result_step)
         return self._weights(result_step)
 
     def _weights(self, result_step: int) -> Difference | None:

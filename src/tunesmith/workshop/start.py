@@ -98,8 +98,8 @@ class Start:
         fresh = plan_with_data(self.recipe, self.data, self.renderer)
         if self.run.exists:
             self.run.check_identity(fresh.resolved, derived_values(fresh))
-        if not self.run.plan_path.exists():
-            return fresh
+        if not self.run.plan_path.exists() and not self.run.environment_path.exists():
+            return fresh  # a run that is made now, or was cut off at its creation
         plan, said = resumed_plan(Plan.read(self.run.plan_path), fresh, self.recipe, self.run)
         self.notes = [*self.notes, *said]
         return plan

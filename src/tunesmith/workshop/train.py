@@ -12,9 +12,10 @@ from tunesmith.disk import disk
 from tunesmith.engine.randomness import use_deterministic
 from tunesmith.engine.ranks import Ranks, joined
 from tunesmith.engine.trainer import Outcome
+from tunesmith.errors import RunError
 from tunesmith.evaluation.comparison import compare
 from tunesmith.evaluation.scorecard import Scorecard
-from tunesmith.files import copy_file, write_json, write_text
+from tunesmith.files import copy_file, write_json, write_sealed, write_text
 from tunesmith.planning.plan import Plan, require_fit
 from tunesmith.progress import Progress, SilentProgress
 from tunesmith.recipe.root import Recipe
@@ -160,7 +161,7 @@ class _Job(Start):
             }  # fmt: skip
             lineage = self.fork.lineage if self.fork is not None else None
             with run.creating(self.plan.resolved.model_dump(mode="json"), lineage):
-                write_json(run.plan_path, self.plan.to_json())
+                write_sealed(run.plan_path, self.plan.to_json())
                 write_json(run.inputs_path, inputs_of(self.recipe, self.renderer, self.base))
                 write_json(run.ledger_path, self.data.ledger.to_json())
                 copy_file(self.data.rejected_path, run.rejected_path)
@@ -202,7 +203,8 @@ class _Job(Start):
         peak = self.meter.peak_bytes()
         check_finite(machine, self.data, self.result_step)
         self._begin("writing the result")
-        for note in write_result(self.run, adapter, model, self.recipe, self.base.path, self.renderer.stop_ids):
+        stop_ids = self.renderer.stop_ids
+        for note in write_result(self.run, adapter, model, self.recipe, self.base.path, stop_ids, self.result_step):
             self._say("note", note)
         self._begin("scoring the result")
         tuned_card = scoring.score("tuned", machine)
@@ -225,10 +227,14 @@ class _Job(Start):
     def _base_card(self, scoring: Scoring, machine: Machinery) -> Scorecard:
         """Scores of the base, measured before anything is attached; kept for a resume that asks for the same."""
         if self.run.scorecard_path("base").exists():
-            kept = Scorecard.load(self.run.scorecards_path, "base")
-            if kept.suite == scoring.section.suite():
+            try:
+                kept = Scorecard.load(self.run.scorecards_path, "base")
+                why = "the base was scored on another evaluation"
+            except RunError as error:
+                kept, why = None, f"the scores of the base are damaged ({error.what}, {error.where})"
+            if kept is not None and kept.suite == scoring.section.suite():
                 return kept
-            self._say("scored_again", "the base was scored on another evaluation: it is scored again")
+            self._say("scored_again", f"{why}: it is scored again")
         card = scoring.score("base", machine)
         card.save(self.run.scorecards_path, "base")
         return card

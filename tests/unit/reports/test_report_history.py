@@ -20,7 +20,7 @@ from tunesmith.reports.render import render_report
 TROUBLE_KINDS = {
     "step_skipped", "rolled_back", "diverging", "layer_fault", "checkpoint_failed", "checkpoint_set_aside", "best_lost",
     "restarted", "recompute_on", "passes_cut", "slow_step", "slow_disk", "stopped", "sink_failed", "lost", "stalled",
-    "differs",
+    "differs", "lines_damaged", "lines_lost",
 }  # fmt: skip
 QUIET_KINDS = {
     "started", "note", "resumed", "interrupted", "done", "continued", "swept", "best_taken", "stopped_early",
