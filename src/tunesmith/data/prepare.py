@@ -122,7 +122,7 @@ def _open_or_clear(target: Path, notify: Notify) -> Prepared | None:
     if not target.exists():
         return None
     try:
-        return open_prepared(target)
+        return open_prepared(target, verify=True)
     except TornStore as error:
         notify(f"the cached tokens {target.name[:12]} are torn ({error}); building them anew")
     with suppress(FileNotFoundError):

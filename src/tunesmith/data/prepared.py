@@ -3,7 +3,7 @@
 KEY/  train/  validation/  test/        token stores; a split without rows has none
       validation.jsonl  test.jsonl      the held-out rows with their full record
       rejected.jsonl                    every row left out, with its reason
-      ledger.json  meta.json            meta.json is written last and lists the size of every other file
+      ledger.json  meta.json            meta.json is written last and lists size and sha256 of every other file
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tunesmith.data.ledger import Ledger
 from tunesmith.data.row_codec import read_rows_json
 from tunesmith.data.store import STORE_VERSION, TokenStore, TornStore
 from tunesmith.errors import RunError
-from tunesmith.files import read_json, write_json
+from tunesmith.files import read_json, sha256_of, write_sealed
 from tunesmith.records import Row
 
 Split = Literal["train", "validation", "test"]
@@ -67,21 +67,25 @@ class Prepared:
 
 
 def write_meta(folder: Path, key: str, context: int, label_counts: dict[str, int] | None) -> None:
-    """Close a prepared folder: list every file with its size. Nothing may be written after it."""
-    sizes = {
-        path.relative_to(folder).as_posix(): path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()
-    }
-    write_json(
-        folder / META,
-        {"version": STORE_VERSION, "key": key, "context": context, "label_counts": label_counts, "files": sizes},
-    )
+    """Close a prepared folder: list every file with its size and hash. Nothing may be written after it."""
+    paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    meta = {
+        "version": STORE_VERSION, "key": key, "context": context, "label_counts": label_counts,
+        "files": {name: path.stat().st_size for name, path in paths.items()},
+        "sha256": {name: sha256_of(path) for name, path in paths.items()},
+    }  # fmt: skip
+    write_sealed(folder / META, meta)
 
 
-def open_prepared(folder: Path) -> Prepared:
+def open_prepared(folder: Path, *, verify: bool = False) -> Prepared:
     """Open a prepared folder.
 
+    Args:
+        folder: in the cache.
+        verify: hash every file: a token that rotted would be trained on.
+
     Raises:
-        TornStore: a file is missing, has the wrong size or does not parse.
+        TornStore: a file is missing, has the wrong size, does not parse, or holds other bytes than were written.
     """
     try:
         meta: dict[str, Any] = read_json(folder / META)
@@ -89,6 +93,9 @@ def open_prepared(folder: Path) -> Prepared:
             path = folder / name
             if not path.is_file() or path.stat().st_size != size:
                 raise TornStore(f"{name} is missing or has the wrong size")
+        for name, digest in meta.get("sha256", {}).items() if verify else ():
+            if sha256_of(folder / name) != digest:
+                raise TornStore(f"{name} does not hold the bytes that were written")
         counts = meta["label_counts"]
         return Prepared(
             folder=folder,

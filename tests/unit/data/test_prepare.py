@@ -725,6 +725,36 @@ def damage(folder: Path, how: str) -> None:
         path.write_text("[]".ljust(path.stat().st_size))
 
 
+def test_a_bit_that_turned_in_any_file_is_found_and_built_anew(bench: Bench) -> None:
+    """Sizes are as they were, and JSON stays JSON: hashes and the seal alone tell."""
+    bench.jsonl("train.jsonl", questions(10))
+    folder = bench.prepare(validation=0.3).folder
+    whole = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert {path.name for path in whole} >= {
+        "tokens.bin",
+        "trained.bin",
+        "rows.bin",
+        "validation.jsonl",
+        "ledger.json",
+        "meta.json",
+    }
+    for path, payload in whole.items():
+        if not payload:
+            continue
+        digits = (
+            [at for at, byte in enumerate(payload) if chr(byte).isdigit()]
+            if path.suffix != ".bin"
+            else [len(payload) // 2]
+        )
+        rotten = bytearray(payload)
+        rotten[digits[-1]] ^= 1
+        path.write_bytes(bytes(rotten))
+        bench.said.clear()
+        bench.prepare(validation=0.3)
+        assert any("torn" in line and "anew" in line for line in bench.said), path.name
+        assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == whole
+
+
 @pytest.mark.parametrize("how", ["meta missing", "meta torn", "tokens short", "rejects missing", "ledger foreign"])
 def test_a_torn_cache_is_built_anew_and_said(bench: Bench, how: str) -> None:
     bench.jsonl("train.jsonl", questions(10))
