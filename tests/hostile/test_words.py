@@ -125,9 +125,9 @@ INJECTED = [
 
 
 def _poisoned(value: Any, text: str) -> Any:
-    """The same shape with the text in the place of every text, key names kept."""
+    """The same shape with the text in the place of every text, key names kept; unsealed, as whoever forges a file can seal it."""
     if isinstance(value, dict):
-        return {key: _poisoned(item, text) for key, item in value.items()}
+        return {key: _poisoned(item, text) for key, item in value.items() if key != "seal"}
     if isinstance(value, list):
         return [_poisoned(item, text) for item in value]
     return f"{value}{text}" if isinstance(value, str) else value
