@@ -9,16 +9,22 @@ from typing import Any
 
 import pytest
 
-TALLY = "reliability"
+TALLY, TRIED, KEPT = "reliability", "tried", "kept"
 SEED = int(os.environ.get("RELIABILITY_SEED", random.SystemRandom().randrange(10_000)))
 """Chooses points and moments, others each time; a failure names it."""
-Tell = Callable[[str], None]
+Tell = Callable[[str, int, int, str], None]
 
 
 @pytest.fixture
 def tell(record_property: Callable[[str, object], None]) -> Tell:
-    """Have a sentence printed at the end."""
-    return lambda sentence: record_property(TALLY, sentence)
+    """Have it printed at the end how many were tried, and how many of them were kept as they must be; and more words."""
+
+    def say(what: str, tried: int, kept: int, words: str) -> None:
+        record_property(TALLY, f"{what}: {tried} tried, {kept} {words}")
+        record_property(TRIED, tried)
+        record_property(KEPT, kept)
+
+    return say
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

@@ -53,7 +53,7 @@ def _survives(story: Story, place: Path, chosen: list[Point], name: str, tell: T
     started = time.perf_counter()
     lost = [f"{point}: {faults}" for point, faults in broken(story, place, chosen) if faults]
     seconds = time.perf_counter() - started
-    tell(f"{name}: {len(chosen)} crash points tried, {len(chosen) - len(lost)} survived, {seconds:.0f} s")
+    tell(f"crash points, {name}", len(chosen), len(chosen) - len(lost), f"survived, {seconds:.0f} s")
     assert lost == []
 
 

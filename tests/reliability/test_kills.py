@@ -25,11 +25,11 @@ def kill(folder: Path, trainer: str, kills: int, short: int, tell: Tell) -> dict
     for name in ("long", "short"):
         if name in found:
             tally = found[name]
-            tell(
-                f"{trainer}, seed {SEED}: {tally['kills']} kills ({tally['cold_kills']} cold) over {tally['runs']} {name} runs of "
-                f"{tally['steps']} steps, {tally['failed']} attempts failed, {len(tally['unlike'])} files unlike, "
-                f"{tally['seconds']:.0f} s; {tally['phases']}"
+            words = (
+                f"survived ({tally['cold_kills']} cold) over {tally['runs']} {name} runs of {tally['steps']} steps, "
+                f"{len(tally['unlike'])} files unlike, {tally['seconds']:.0f} s; {tally['phases']}"
             )
+            tell(f"kills, {trainer}, seed {SEED}", tally["kills"], tally["kills"] - tally["failed"], words)
             assert tally["failures"] == []
             assert tally["unlike"] == []
     assert done.returncode == 0, done.stderr

@@ -80,7 +80,7 @@ def shelf(tmp_path: Path) -> Shelf:
 
 
 def tell_all(shelf: Shelf, name: str, tell: Tell) -> None:
-    tell(f"rot, {name}: {shelf.tried} tried, {shelf.tried - len(shelf.unnoticed)} found")
+    tell(f"rot, {name}", shelf.tried, shelf.tried - len(shelf.unnoticed), "found")
     assert shelf.unnoticed == []
     assert shelf.tried > 0
 

@@ -157,7 +157,13 @@ def test_a_rotten_file_is_mended_or_named(
         write(path, payload)
         if bench.train(place) != 0 or _faults(bench, place / RUN, name):
             wrong.append(f"{what}: put back, it does not go on: {capsys.readouterr().err[-600:]}")
-    tell(f"rot, {name} of a run: {mended + named} tried, {named} named, {mended} mended or not used")
+    bad = len({item.split(":")[0] for item in wrong})
+    tell(
+        f"rot, {name} of a run",
+        mended + named,
+        mended + named - bad,
+        f"handled: {named} named, {mended} mended or not used",
+    )
     assert wrong == []
 
 
@@ -257,7 +263,7 @@ def test_a_rotten_result_is_not_used(
                 ]
             elif code != 2 or not three_parts(said) or name not in said:
                 wrong.append(f"{what}, {verb}: exit {code}: {said[-400:]}")
-    tell(f"rot, {name} of a result: {tried} tried, {tried - len({item.split(',')[0] for item in wrong})} found")
+    tell(f"rot, {name} of a result", tried, tried - len({item.split(",")[0] for item in wrong}), "found")
     assert wrong == []
 
 

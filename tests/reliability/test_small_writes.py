@@ -30,7 +30,7 @@ def survives(story: PlainStory, place: Path, name: str, tell: Tell, every: int =
     started, chosen = time.perf_counter(), points(story.log)[SEED % every :: every]
     lost = [f"{point}: {faults}" for point, faults in broken(story, place / "place", chosen) if faults]
     seconds = time.perf_counter() - started
-    tell(f"{name}: {len(chosen)} crash points tried, {len(chosen) - len(lost)} survived, {seconds:.0f} s")
+    tell(f"crash points, {name}", len(chosen), len(chosen) - len(lost), f"survived, {seconds:.0f} s")
     assert lost == []
     return story.log
 
