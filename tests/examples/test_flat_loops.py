@@ -57,7 +57,7 @@ def test_sft_with_lora(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         tmp_path,
         source={"format": "prompt-completion", "columns": {"prompt": "ticket", "completion": "queue"}},
         objective={"type": "sft"},
-        adapter={"type": "lora", "rank": 16},
+        adapter={"type": "lora", "rank": 16, "train_tokens": "none"},
     )
     assert found == pytest.approx(expected, rel=1e-5)
     assert found[-1] < found[0]

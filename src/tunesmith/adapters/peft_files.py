@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
@@ -132,11 +131,9 @@ def read_adapter(folder: Path) -> tuple[LoraSettings, dict[str, Tensor]]:
             also_train=beside,
             train_tokens=sorted({token for ids in rows.values() for token in ids}) or "none",
         )
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = f"{folder / CONFIGURATION} [{'.'.join(map(str, first['loc']))}]"
+    except RecipeError as error:
         raise ModelError(
-            f"a value of the adapter cannot be used: {first['msg']}", where=where, hint=_SAVE_AGAIN
+            f"a value of the adapter cannot be used: {error.what}", where=str(folder / CONFIGURATION), hint=_SAVE_AGAIN
         ) from None
     alphas = _alphas(configuration.get("alpha_pattern"), layers, section.alpha, str(folder / CONFIGURATION))
     ranks = {layer: (rank, alphas[layer]) for layer, rank in layers.items()}
