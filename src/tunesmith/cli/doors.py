@@ -17,11 +17,12 @@ if TYPE_CHECKING:
     from tunesmith.workshop.prepare import open_data
     from tunesmith.workshop.report import report
     from tunesmith.workshop.reproducing import reproduce
-    from tunesmith.workshop.start import finished_run
+    from tunesmith.workshop.start import check_start, finished_run
     from tunesmith.workshop.together import follow
     from tunesmith.workshop.train import train
 
 __all__ = [
+    "check_start",
     "demo",
     "export",
     "finished_run",
@@ -36,6 +37,7 @@ __all__ = [
 ]
 
 USE_CASES: dict[str, str] = {
+    "check_start": "tunesmith.workshop.start:check_start",
     "demo": "tunesmith.workshop.demo:demo",
     "export": "tunesmith.workshop.export:export",
     "finished_run": "tunesmith.workshop.start:finished_run",

@@ -73,6 +73,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     terminal = Terminal()
     given = list(sys.argv[1:] if arguments is None else arguments)
+    terminal.given = given
     terminal.wants_json = "--json" in given  # also where the arguments are too wrong to be parsed
     try:
         with signals_interrupt(), tunesmith.make_context("tunesmith", given, obj=terminal) as context:

@@ -28,6 +28,7 @@ class Terminal:
         self.debug = False
         self.as_json = False
         self.wants_json = False
+        self.given: list[str] = []
         self.locate: Callable[[str], str] = str
         self.has_emitted = False
         self._answers: TextIO | None = None

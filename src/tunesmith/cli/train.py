@@ -10,9 +10,10 @@ import click
 from tunesmith.cli import doors
 from tunesmith.cli.arguments import fork_option, read_recipe, recipe_argument
 from tunesmith.cli.command import Verb
+from tunesmith.cli.detach import detach as start_detached
 from tunesmith.cli.progress import open_progress
 from tunesmith.cli.terminal import Terminal
-from tunesmith.errors import GuardStopped, Interrupted, RunError
+from tunesmith.errors import GuardStopped, Interrupted, RunError, UserError
 from tunesmith.files import read_json
 from tunesmith.launcher import is_follower, num_ranks
 from tunesmith.registry.lease import refuse_if_held
@@ -29,11 +30,18 @@ if TYPE_CHECKING:
 @click.option(
     "--run", "folder", type=click.Path(path_type=Path), default=None, help="Folder of the run; else runs/NAME."
 )
+@click.option("--detach", is_flag=True, help="Start it in the background, where it outlives this terminal.")
 @click.option("--restart", is_flag=True, help="Start from the first step where every checkpoint is damaged.")
 @fork_option
 @click.pass_obj
 def train(
-    terminal: Terminal, recipe: str, overrides: tuple[str, ...], folder: Path | None, restart: bool, fork: str | None
+    terminal: Terminal,
+    recipe: str,
+    overrides: tuple[str, ...],
+    folder: Path | None,
+    detach: bool,
+    restart: bool,
+    fork: str | None,
 ) -> None:
     """Train as RECIPE says, score base and tuned model, and write the report.
 
@@ -41,6 +49,10 @@ def train(
     Under `torchrun --nproc-per-node N -m tunesmith train RECIPE` N processes share out the passes of each step.
     Overrides are typed as in the recipe: training.learning_rate=1e-3 adapter.rank=8
     """
+    if detach and num_ranks() > 1:
+        raise UserError(
+            "--detach starts one process", where="command line", hint="put torchrun itself into the background"
+        )
     read = read_recipe(terminal, recipe, overrides)
     run_folder = folder or RUNS / read.name
     if is_follower():
@@ -51,6 +63,10 @@ def train(
     progress = open_progress()
     try:
         run = None if fork or num_ranks() > 1 else doors.finished_run(plan, run_folder, progress)
+        if run is None and detach:
+            doors.check_start(plan, run_folder, progress)
+            start_detached(terminal, run_folder)
+            return
         if run is None:
             run = doors.train(plan, run_folder, progress=progress, restart=restart, fork=fork)
     except (Interrupted, GuardStopped):

@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.models.locate import ModelFolder
-from tunesmith.planning.plan import Plan, derived_values
+from tunesmith.planning.plan import Plan, derived_values, require_fit
 from tunesmith.planning.settings import Settings
 from tunesmith.progress import Progress
 from tunesmith.recipe.root import Recipe
+from tunesmith.registry.lease import refuse_if_held
 from tunesmith.registry.lineage import read_lineage
 from tunesmith.registry.runs import RunFolder
 from tunesmith.workshop.inputs import changed_inputs, run_identity
 from tunesmith.workshop.planning import plan_with_data
-from tunesmith.workshop.prepare import base_of, open_data
+from tunesmith.workshop.prepare import base_of, cached_data, open_data
 from tunesmith.workshop.resuming import as_started, resumed_plan
 from tunesmith.workshop.suite import unmeasured_note
 
@@ -47,6 +48,22 @@ def finished_run(plan: Plan, run_folder: Path, progress: Progress) -> Run | None
     start = Start(plan.source or plan.resolved, run, progress)
     start.check_unchanged()
     return start.found_finished()
+
+
+def check_start(plan: Plan, run_folder: Path, progress: Progress) -> None:
+    """Refuse what ``train`` would refuse, as far as it shows at once: without a model, and without data to prepare.
+
+    Raises:
+        RunError: the folder holds other files or another run, another process works on it, or what it stands on changed.
+        GateRefused: the plan does not fit this machine.
+    """
+    run = RunFolder(Path(run_folder))
+    run.check_free()
+    refuse_if_held(run.path)
+    require_fit(plan)
+    recipe = plan.source or plan.resolved
+    if run.exists and read_lineage(run) is None and cached_data(recipe)[0] is not None:
+        Start(recipe, run, progress).check_unchanged()
 
 
 def is_done(run: RunFolder) -> bool:
