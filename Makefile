@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 TEST_ARGS ?=
+SECONDS_EACH ?= 60
 
-.PHONY: demo test slow long check docs wheel clean
+.PHONY: demo test slow fuzz long check docs wheel clean
 
 demo: $(VENV)/.ready
 	$(BIN)/tunesmith demo
@@ -17,6 +18,10 @@ slow: $(VENV)/.ready-dev
 
 long: $(VENV)/.ready-dev
 	$(BIN)/python -m pytest -m long $(TEST_ARGS)
+
+fuzz: $(VENV)/.ready-dev
+	$(BIN)/python -m pip install --quiet --constraint requirements/constraints.txt --editable '.[fuzz]'
+	$(BIN)/python -m tests.hostile.fuzz all $(SECONDS_EACH)
 
 check: $(VENV)/.ready-dev
 	$(BIN)/ruff format --check src tests tools bench examples

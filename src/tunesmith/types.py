@@ -5,6 +5,7 @@ Shapes: T tokens of a pack, D documents in it, S scored positions (those with a 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields, replace
@@ -124,15 +125,32 @@ class Completion:
     ended: bool
 
 
+LEAST_TEMPERATURE = 1e-3
+"""Below it, logits divided by the temperature overflow; the likeliest token is all that is left anyway."""
+
+
 @dataclass(frozen=True)
 class Sampling:
-    """How to answer. Temperature 0 is greedy."""
+    """How to answer. Temperature 0 is greedy.
+
+    Raises:
+        ValueError: a number is none (NaN, an infinity) or out of its range.
+    """
 
     max_new_tokens: int = 128
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that would make noise of every answer: no comparison with NaN is true, so none stops it later."""
+        if not (self.temperature == 0 or LEAST_TEMPERATURE <= self.temperature < math.inf):
+            raise ValueError(f"a temperature of {self.temperature} is neither 0 nor at least {LEAST_TEMPERATURE}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"a top_p of {self.top_p} is no share")
+        if self.max_new_tokens < 1 or self.top_k < 0 or not 0 <= self.seed < 1 << 63:
+            raise ValueError("max_new_tokens, top_k and seed are whole numbers from 1, 0 and 0 on")
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ They are regular expressions from a file: one such as ``(a+)+b`` takes for ever 
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -43,7 +44,10 @@ def compiled(patterns: Any) -> list[Pattern]:
         if fault:
             raise DangerousPattern(f"{shown} {fault}, and could take for ever")
         try:
-            result.append((re.compile(rf"(.*\.)?({pattern})$"), float(value)))
+            with warnings.catch_warnings(
+                action="ignore"
+            ):  # of what a later Python may read otherwise: PEFT's own compiles it too
+                result.append((re.compile(rf"(.*\.)?({pattern})$"), float(value)))
         except (re.error, RecursionError, OverflowError) as error:
             raise DangerousPattern(f"{shown} is no regular expression: {error}") from None
     return result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,6 +15,7 @@ from tunesmith.recipe import codec
 from tunesmith.recipe.root import Recipe
 from tunesmith.registry.lineage import parse_fork
 from tunesmith.registry.runs import find_run
+from tunesmith.types import LEAST_TEMPERATURE
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -71,6 +73,23 @@ def read_recipe(terminal: Terminal, path: str, overrides: Sequence[str] = ()) ->
     return recipe
 
 
+class _Finite(click.FloatRange):
+    """Numbers of a range: NaN, which every comparison lets through, and infinities are none. ``least`` is that above 0."""
+
+    def __init__(self, *, least: float = 0.0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._least = least
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number, or a complaint."""
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number", param, ctx)
+        if 0 < number < self._least:
+            self.fail(f"{value!r} is below {self._least}: 0 takes the likeliest token each time", param, ctx)
+        return number
+
+
 def sampling_options(function: Function) -> Function:
     """How to answer, as ``max_new_tokens``, ``temperature``, ``top_p`` and ``seed``."""
     options = [
@@ -83,19 +102,25 @@ def sampling_options(function: Function) -> Function:
         ),
         click.option(
             "--temperature",
-            type=click.FloatRange(min=0.0),
+            type=_Finite(min=0.0, least=LEAST_TEMPERATURE),
             default=0.0,
             show_default=True,
             help="0 is greedy; higher is wilder.",
         ),
         click.option(
             "--top-p",
-            type=click.FloatRange(min=0.0, max=1.0, min_open=True),
+            type=_Finite(min=0.0, max=1.0, min_open=True),
             default=1.0,
             show_default=True,
             help="Sample from the likeliest tokens that make up this share.",
         ),
-        click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the sampling."),
+        click.option(
+            "--seed",
+            type=click.IntRange(min=0, max=(1 << 63) - 1),
+            default=0,
+            show_default=True,
+            help="Seed of the sampling.",
+        ),
         click.option("--system", default=None, help="System message."),
     ]
     for option in reversed(options):

@@ -176,7 +176,7 @@ class _Plain:
         if isinstance(node, dict):
             result = {}
             for key, value in node.items():
-                name = key if isinstance(key, str) else str(key)
+                name = self._name(key, place)
                 if key in positions:
                     self.lines[(*place, name)] = positions[key][0] + 1
                 result[name] = self.convert(value, (*place, name))
@@ -194,6 +194,13 @@ class _Plain:
                     raise self._refusal("a number of hundreds of digits", place)
                 return bool(node) if is_anchored_boolean else kind(node)
         raise self._refusal(f"a value of the kind `{type(node).__name__}`", place)
+
+    def _name(self, key: Any, place: Place) -> str:
+        if isinstance(key, int) and key.bit_length() > _MOST_BITS:
+            raise self._refusal("a number of hundreds of digits", place)
+        if key is None or isinstance(key, str | int | float):
+            return str(key)
+        raise self._refusal("a key of several values", place)
 
     def _refuse_tag(self, node: Any, place: Place) -> None:
         tag = str(getattr(getattr(node, "tag", None), "value", None) or "")
