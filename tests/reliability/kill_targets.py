@@ -39,10 +39,11 @@ class OurRun:
     def attempt(self) -> int:
         os.chdir(self.folder)
         os.environ["TUNESMITH_CACHE"] = str(self.folder / "cache")
-        Path("recipe.json").write_text(json.dumps(self.values), encoding="utf-8")
+        self._write_recipe()
         return run(["train", "recipe.json", "--run", "runs/desk"])
 
     def command(self) -> list[str]:
+        self._write_recipe()
         return [
             "env", f"TUNESMITH_CACHE={self.folder / 'cache'}", f"PYTHONPATH={Path(tunesmith.__file__).parents[1]}",
             sys.executable, "-m", "tunesmith", "train", "recipe.json", "--run", "runs/desk",
@@ -78,6 +79,10 @@ class OurRun:
 
     def mend(self) -> None:
         """Nothing: no attempt may fail."""
+
+    def _write_recipe(self) -> None:
+        """What a person has written before anything starts; a child may have been killed at it."""
+        (self.folder / "recipe.json").write_text(json.dumps(self.values), encoding="utf-8")
 
     def _checkpoints(self) -> list[int]:
         with suppress(OSError):
