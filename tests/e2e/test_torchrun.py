@@ -22,11 +22,13 @@ TRAINING = {
     "max_steps": 8, "batch_size": 6, "samples": 0, "learning_rate": 1e-3, "checkpoint_every": 2, "evaluate_every": 4,
     "schedule": "constant",
 }  # fmt: skip
+CPU = {"device": "cpu"}
 
 
 def _command(*arguments: str, ranks: int = 2) -> list[str]:
     options = ["--standalone", "--nproc-per-node", str(ranks)]
-    return [sys.executable, "-m", "torch.distributed.run", *options, "-m", "tunesmith", *arguments]
+    # without the `--` the launcher takes `--run` for an abbreviation of its own options
+    return [sys.executable, "-m", "torch.distributed.run", *options, "-m", "--", "tunesmith", *arguments]
 
 
 def _torchrun(*arguments: str, ranks: int = 2) -> subprocess.CompletedProcess[str]:
@@ -52,7 +54,7 @@ def _file(name: str) -> Any:
 
 @pytest.mark.slow
 def test_two_ranks_train_as_one_and_a_finished_run_has_nothing_to_do(desk: Path, call: Call, write: Write) -> None:
-    recipe = write(training=TRAINING)
+    recipe = write(training=TRAINING, machine=CPU)
     done = _torchrun("train", recipe, "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["status"] == "done"  # one rank speaks
@@ -73,7 +75,7 @@ def test_two_ranks_train_as_one_and_a_finished_run_has_nothing_to_do(desk: Path,
 @pytest.mark.slow
 @pytest.mark.parametrize("first", [1, 2])
 def test_killed_it_goes_on_with_another_number_of_ranks(desk: Path, call: Call, write: Write, first: int) -> None:
-    recipe = write(training=TRAINING | {"max_steps": 40})
+    recipe = write(training=TRAINING | {"max_steps": 40}, machine=CPU)
     assert call("train", recipe, "--run", "whole").code == 0
     arguments = ("train", recipe)
     command = _command(*arguments) if first == 2 else [sys.executable, "-m", "tunesmith", *arguments]
@@ -114,7 +116,7 @@ def test_two_cards_train_as_one(desk: Path, write: Write) -> None:
 
 @pytest.mark.slow
 def test_mistakes_are_said(desk: Path, write: Write) -> None:
-    recipe = write(training=TRAINING)
+    recipe = write(training=TRAINING, machine=CPU)
     for words, arguments in {
         "a step has 1 examples, and there are 2 ranks": ("train", recipe, "training.batch_size=1"),
         "1 may have nothing to do": ("train", recipe, "training.batch_size=4", "training.max_steps=2"),

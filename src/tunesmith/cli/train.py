@@ -46,7 +46,8 @@ def train(
     """Train as RECIPE says, score base and tuned model, and write the report.
 
     The same call resumes an interrupted run; one whose recipe or data changed is refused, and --fork starts a child of it.
-    Under `torchrun --nproc-per-node N -m tunesmith train RECIPE` N processes share out the passes of each step.
+    Under `torchrun --nproc-per-node N -m -- tunesmith train RECIPE` N processes share out the passes of each step (without the `--`
+    the launcher takes `--run` for one of its own options).
     Overrides are typed as in the recipe: training.learning_rate=1e-3 adapter.rank=8
     """
     if detach and num_ranks() > 1:

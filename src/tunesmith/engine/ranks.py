@@ -193,7 +193,7 @@ def joined(device: str) -> Iterator[Ranks]:
         device: ``cuda`` gives each process the card of its local rank.
 
     Raises:
-        UserError: the launcher's environment is incomplete.
+        UserError: the launcher's environment is incomplete, or it started more processes than the machine has cards.
         GuardStopped: the others do not come.
     """
     if num_ranks() == 1:
@@ -204,13 +204,24 @@ def joined(device: str) -> Iterator[Ranks]:
         raise UserError(
             f"WORLD_SIZE asks for {num_ranks()} ranks, and {', '.join(missing)} is not set",
             where="environment variables",
-            hint="start it with `torchrun --nproc-per-node N -m tunesmith train RECIPE`, or unset WORLD_SIZE",
+            hint="start it with `torchrun --nproc-per-node N -m -- tunesmith train RECIPE`, or unset WORLD_SIZE",
         )
     on_cuda = device == "cuda"
     if on_cuda:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        _take_card(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("nccl" if on_cuda else "gloo", timeout=None if on_cuda else _PATIENCE)
     try:
         yield World(torch.device("cuda", torch.cuda.current_device()) if on_cuda else torch.device("cpu"))
     finally:
         dist.destroy_process_group()
+
+
+def _take_card(local_rank: int) -> None:
+    cards = torch.cuda.device_count()
+    if local_rank >= cards:
+        raise UserError(
+            f"the launcher started {local_rank + 1} or more ranks on this machine, and it has {cards} cards",
+            where="environment variable LOCAL_RANK",
+            hint=f"start it with `torchrun --nproc-per-node {cards}` or fewer, or set machine.device=cpu",
+        )
+    torch.cuda.set_device(local_rank)
