@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.e2e.desk import ROWS, Call, Write, torn, write_rows
 from tunesmith.registry import run_folder
@@ -230,3 +231,20 @@ def test_two_processes_with_the_recorded_threads_have_the_same_bits(desk: Path, 
     done = _cli("runs", "reproduce", "a", "--json", threads=3 - threads)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["environment"] == []
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA, which this machine does not have")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_equal_on_cuda_in_another_process(desk: Path, call: Call, write: Write, precision: str) -> None:
+    machine = {"device": "cuda", "deterministic": True}
+    recipe = write(
+        training=TRAINING | {"precision": precision},
+        adapter={"type": "lora", "rank": 2, "dropout": 0.1},
+        machine=machine,
+    )
+    assert call("train", recipe).code == 0
+    done = _cli("runs", "reproduce", str(RUN), "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["equal"]
