@@ -96,6 +96,7 @@ def test_a_signal_within_an_evaluation_leaves_no_line_twice(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("hears_hangups")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP], ids=lambda number: number.name)
 def test_a_signal_to_a_process_saves_and_exits_with_130(
     desk: Path, call: Call, write: Write, number: signal.Signals
@@ -170,6 +171,7 @@ def _wait_reading(path: Path, master: int) -> None:
 
 
 @pytest.mark.parametrize("ignoring", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["heard", "ignored"])
+@pytest.mark.usefixtures("hears_hangups")
 def test_a_terminal_that_hangs_up(desk: Path, call: Call, write: Write, ignoring: bool) -> None:
     """The run saves and leaves; where it was told to ignore that, as by nohup, it goes on though nobody hears it."""
     process, master = _on_a_terminal(desk, _recipe(write), ignoring=ignoring)

@@ -137,6 +137,7 @@ def main() -> None:
     for name, scenario in SCENARIOS.items():
         found = run(scenario, folder / (scenario.folder or name), World(torch.device("cpu")))
         (folder / f"{name}.{rank}.json").write_text(json.dumps(found), encoding="utf-8")
+    dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -134,6 +134,7 @@ def _assert_equal(
         assert torch.equal(tensor, state[name]), name
 
 
+@pytest.mark.usefixtures("hears_hangups")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=lambda number: number.name)
 def test_a_step_is_abandoned_between_two_atoms(
     tmp_path: Path, whole: tuple[Trainer, Recorder, Validation], number: signal.Signals
