@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tunesmith.adapters import parameters
 from tunesmith.adapters.targets import input_embedding, output_head
 from tunesmith.errors import RecipeError
-from tunesmith.recipe.adapters import FullSection, PartialSection
+from tunesmith.recipe.adapters import PARTIAL_CHOICES, FullSection, PartialSection
 from tunesmith.types import NoBase, ParamGroup
 
 
@@ -100,7 +100,7 @@ class PartialScope:
     """Some of the base's parameters train; the section's choices add up.
 
     Args:
-        section: last layers, globs, norms, biases, embeddings, head.
+        section: layers from either end or every n-th, globs, norms, biases, embeddings, head.
         seed: unused, nothing is drawn.
     """
 
@@ -123,7 +123,7 @@ class PartialScope:
             raise RecipeError(
                 "no parameter is chosen to train",
                 where="adapter",
-                hint="set one of last_layers, patterns, norms, biases, embeddings, head",
+                hint=f"set one of {PARTIAL_CHOICES}",
             )
         chosen = {key: parameter for key, parameter in parameters.own_parameters(model).items() if id(parameter) in ids}
         parameters.require_trainable(chosen, "adapter")
@@ -157,8 +157,7 @@ class PartialScope:
         """Ids of the chosen parameters, every choice checked to match something."""
         section = self.section
         chosen = list(parameters.match_parameters(model, section.patterns, "adapter.patterns").values())
-        if section.last_layers:
-            chosen += _last_layers(model, section.last_layers)
+        chosen += _layers(model, section)
         if section.norms:
             chosen += _found(model, _norms(model), "norms", "normalisation weight")
         if section.biases:
@@ -181,15 +180,9 @@ def layer_names(model: nn.Module) -> list[str]:
     return [f"{longest}.{index}" for index in range(lists[longest])]
 
 
-def _last_layers(model: nn.Module, count: int) -> list[nn.Parameter]:
+def _layers(model: nn.Module, section: PartialSection) -> list[nn.Parameter]:
     layers = layer_names(model)
-    if count > len(layers):
-        raise RecipeError(
-            f"`last_layers` is {count}, the model has {len(layers)}",
-            where="adapter.last_layers",
-            hint="to train everything: `type: full`",
-        )
-    prefixes = tuple(f"{layer}." for layer in layers[-count:])
+    prefixes = tuple(f"{layers[index]}." for index in section.chosen_layers(len(layers)))
     return [parameter for name, parameter in parameters.own_names(model).items() if name.startswith(prefixes)]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from tunesmith.errors import RecipeError
 from tunesmith.models import names
 from tunesmith.models.facts import ModelFacts
-from tunesmith.recipe.adapters import FullSection, LoraSection, PartialSection
+from tunesmith.recipe.adapters import PARTIAL_CHOICES, FullSection, LoraSection, PartialSection
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def scope_of(facts: ModelFacts, section: FullSection | PartialSection | LoraSect
         raise RecipeError(
             "nothing would train",
             where="adapter",
-            hint="set `last_layers`, `patterns`, `norms`, `biases`, `embeddings` or `head`",
+            hint=f"set one of {PARTIAL_CHOICES}",
         )
     rows = _rows(facts, section, chosen) if isinstance(section, LoraSection) else {}
     rank, dropout = (section.rank, section.dropout) if isinstance(section, LoraSection) else (0, 0.0)
@@ -151,14 +151,8 @@ _KEYWORDS: Mapping[str, Callable[[str], bool]] = {
 
 
 def _partial(facts: ModelFacts, section: PartialSection) -> set[str]:
-    if section.last_layers > facts.num_layers:
-        raise RecipeError(
-            f"`last_layers` is {section.last_layers}, the model has {facts.num_layers} layers",
-            where="adapter.last_layers",
-            hint=f"give at most {facts.num_layers}",
-        )
-    first = facts.num_layers - section.last_layers
-    chosen = {name for name in facts.tensors if (index := names.layer_index(name)) is not None and index >= first}
+    layers = set(section.chosen_layers(facts.num_layers))
+    chosen = {name for name in facts.tensors if names.layer_index(name) in layers}
     chosen.update(_matching(section.patterns, facts, "adapter.patterns"))
     kinds = {
         "norms": [name for name in facts.tensors if names.is_norm(name)],

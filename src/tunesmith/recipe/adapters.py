@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
+from tunesmith.errors import RecipeError
 from tunesmith.recipe.section import Section
 
 
@@ -21,6 +22,10 @@ class PartialSection(Section):
     type: Literal["partial"] = "partial"
     last_layers: int = Field(default=0, ge=0)
     """Train the last k transformer layers."""
+    first_layers: int = Field(default=0, ge=0)
+    """Train the first k transformer layers."""
+    every_nth: int = Field(default=0, ge=0)
+    """Train every n-th transformer layer, counted from the input: 2 trains the second, the fourth and so on."""
     patterns: list[str] = Field(default_factory=list)
     """Train parameters whose name matches any of these globs, such as ``*.mlp.*``."""
     norms: bool = False
@@ -31,6 +36,31 @@ class PartialSection(Section):
     """Train the input embedding (and the head, where they are tied)."""
     head: bool = False
     """Train the output head."""
+
+    def chosen_layers(self, num_layers: int) -> list[int]:
+        """Which of ``num_layers`` transformer layers train, counted from 0, in order.
+
+        Raises:
+            RecipeError: a number is larger than that of the layers.
+        """
+        for key in ("last_layers", "first_layers", "every_nth"):
+            count = getattr(self, key)
+            if count > num_layers:
+                raise RecipeError(
+                    f"`{key}` is {count}, the model has {num_layers} layers",
+                    where=f"adapter.{key}",
+                    hint=f"give at most {num_layers}, or `type: full` to train everything",
+                )
+        nth = self.every_nth
+        return [
+            layer
+            for layer in range(num_layers)
+            if layer >= num_layers - self.last_layers or layer < self.first_layers or (nth and (layer + 1) % nth == 0)
+        ]
+
+
+PARTIAL_CHOICES = ", ".join(f"`{name}`" for name in PartialSection.model_fields if name != "type")
+"""The keys that choose parameters, for messages."""
 
 
 def _as_patterns(value: Any) -> Any:

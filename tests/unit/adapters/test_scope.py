@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tests.tiny import family
 from torch import nn
 
 from tunesmith.adapters import build
@@ -119,6 +120,35 @@ def test_last_layers(make):
     assert layer_names(make("gpt2")) == ["transformer.h.0", "transformer.h.1"]
     with pytest.raises(RecipeError, match="`last_layers` is 3, the model has 2"):
         attach(make(), last_layers=3)
+
+
+@pytest.mark.parametrize(
+    ("choices", "layers"),
+    [
+        ({"first_layers": 2}, {0, 1}),
+        ({"every_nth": 2}, {1, 3}),
+        ({"every_nth": 3}, {2}),
+        ({"every_nth": 5}, {4}),
+        ({"every_nth": 1}, {0, 1, 2, 3, 4}),
+        ({"first_layers": 1, "last_layers": 2}, {0, 3, 4}),
+        ({"first_layers": 1, "every_nth": 2, "last_layers": 1}, {0, 1, 3, 4}),
+    ],
+)
+def test_layers_are_chosen_from_either_end_or_by_number(choices, layers):
+    model = family("llama", num_hidden_layers=5)
+    prefixes = tuple(f"model.layers.{layer}." for layer in layers)
+    expected = {name for name, _ in model.named_parameters() if name.startswith(prefixes)}
+    assert names_of(attach(model, **choices)) == expected
+
+
+@pytest.mark.parametrize("key", ["first_layers", "every_nth"])
+def test_more_layers_than_there_are(make, key):
+    model = make()
+    with pytest.raises(RecipeError, match=f"`{key}` is 3, the model has 2 layers") as error:
+        attach(model, **{key: 3})
+    assert error.value.where == f"adapter.{key}"
+    assert "at most 2" in error.value.hint
+    assert all(parameter.requires_grad for parameter in model.parameters())
 
 
 def test_biases_are_every_bias(make):

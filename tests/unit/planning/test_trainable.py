@@ -102,6 +102,10 @@ def test_all_linear_agrees_with_peft(families, family: str) -> None:
     "section",
     [
         PartialSection(last_layers=1),
+        PartialSection(first_layers=1),
+        PartialSection(every_nth=2),
+        PartialSection(every_nth=1, head=True),
+        PartialSection(every_nth=3),
         PartialSection(norms=True),
         PartialSection(embeddings=True),
         PartialSection(head=True),
@@ -136,6 +140,9 @@ def test_choices_of_partial_add_up(tiny) -> None:
     count = lambda **choices: trainable_parameters(tiny, PartialSection(**choices)).trainable  # noqa: E731
     assert count(last_layers=1) == layer
     assert count(last_layers=2, norms=True) == 2 * layer + 2 * 32 + 32
+    assert count(first_layers=1) == count(every_nth=2) == count(every_nth=3) == layer
+    assert count(first_layers=1, last_layers=1) == 2 * layer
+    assert count(first_layers=2, last_layers=2) == count(every_nth=1) == 3 * layer
     assert count(embeddings=True) == count(head=True) == 96 * 32
     assert count(patterns=["*.mlp.up_proj.weight"]) == 3 * 48 * 32
 
@@ -145,6 +152,8 @@ def test_choices_of_partial_add_up(tiny) -> None:
     [
         (FullSection(), 0),
         (PartialSection(last_layers=1), 2),
+        (PartialSection(first_layers=1), 0),
+        (PartialSection(every_nth=2), 1),
         (PartialSection(last_layers=1, head=True), 0),
         (PartialSection(patterns=["model.norm.weight"]), 3),
         (LoraSection(targets=["model.layers.1.*"]), 1),
@@ -165,7 +174,9 @@ def test_lowest_layer_of_the_gradient(tiny, section, first: int) -> None:
         (PartialSection(patterns=["*.attn.*"]), "matches no parameter", "model.layers.*.mlp.up_proj.weight"),
         (PartialSection(biases=True), "`biases: true`, but the model has none", "model.norm.weight"),
         (PartialSection(last_layers=4), "the model has 3 layers", "at most 3"),
-        (PartialSection(), "nothing would train", "last_layers"),
+        (PartialSection(first_layers=4), "`first_layers` is 4, the model has 3 layers", "at most 3"),
+        (PartialSection(every_nth=4), "`every_nth` is 4, the model has 3 layers", "at most 3"),
+        (PartialSection(), "nothing would train", "`last_layers`, `first_layers`, `every_nth`"),
     ],
     ids=str,
 )
