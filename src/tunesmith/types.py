@@ -97,11 +97,15 @@ class Loss:
 
 @dataclass(frozen=True)
 class Outputs:
-    """What the facade returns; only what was wanted is set. Log-probabilities and entropies are fp32, in nats."""
+    """What the facade returns; only what was wanted is set. Log-probabilities and entropies are fp32, in nats.
+
+    ``mean_logprob_S`` is the mean over the whole vocabulary of the log-probability at each scored position.
+    """
 
     logprob_S: Tensor | None = None
     entropy_S: Tensor | None = None
     correct_S: Tensor | None = None
+    mean_logprob_S: Tensor | None = None
     hidden_TH: Tensor | None = None
 
 
@@ -166,7 +170,7 @@ class LanguageModel(Protocol):
     """The facade objectives call: head and fused loss run inside its forward."""
 
     def __call__(self, batch: Batch, want: Collection[str] = ("logprob",)) -> Outputs:
-        """Run the pack; ``want`` holds any of ``logprob``, ``entropy``, ``correct``, ``hidden``."""
+        """Run the pack; ``want`` holds any of ``logprob``, ``mean_logprob``, ``entropy``, ``correct``, ``hidden``."""
         ...
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.loops import make_trainer
+from tunesmith.objectives.next_token import NextToken
 
 CUTS = [
     {"atom_tokens": 4096}, {"atom_tokens": 64}, {"atom_tokens": 33}, {"micro_batch_size": 1}, {"micro_batch_size": 3}
@@ -38,6 +39,22 @@ def test_forty_steps_stay_together(tmp_path: Path, scope: str) -> None:
         losses.append([facts.loss for facts in recorder.facts])
     for other in losses[1:]:
         assert other == pytest.approx(losses[0], rel=1e-5)
+
+
+@pytest.mark.parametrize("settings", [{"label_smoothing": 0.1}, {"focal_gamma": 2.0}], ids=str)
+def test_losses_of_another_shape_do_not_depend_on_the_cutting(tmp_path: Path, settings: dict[str, float]) -> None:
+    found = []
+    for number, cut in enumerate(CUTS):
+        trainer, recorder = make_trainer(
+            tmp_path / str(number), objective=NextToken(**settings), scope="lora with tokens", total_steps=1, **cut
+        )
+        trainer.run()
+        found.append(recorder.facts[0])
+    for facts in found[1:]:
+        assert facts.loss == pytest.approx(found[0].loss, rel=1e-6)
+        assert facts.grad_norm == pytest.approx(found[0].grad_norm, rel=1e-5)
+        assert facts.metrics["nll"] == pytest.approx(found[0].metrics["nll"], rel=1e-6)
+    assert found[0].loss != pytest.approx(found[0].metrics["nll"], rel=1e-3)
 
 
 def test_the_loss_is_the_mean_over_all_trained_tokens_of_the_step(tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ class CausalLM(nn.Module):
 
         Args:
             batch: the pack, on the model's device.
-            want: any of ``logprob``, ``entropy``, ``correct``, ``hidden``.
+            want: any of ``logprob``, ``mean_logprob``, ``entropy``, ``correct``, ``hidden``.
 
         Returns:
             What was wanted; log-probabilities in fp32 nats at scored positions.
@@ -92,11 +92,13 @@ class CausalLM(nn.Module):
             return Outputs(hidden_TH=hidden_TH)
         more = "entropy" in want or "correct" in want
         scored_SH = hidden_TH.index_select(0, batch.scored_S)
-        logprob_S, entropy_S, correct_S = token_logprob(scored_SH, self.head(), batch.targets_S, want_more=more)
+        mean = "mean_logprob" in want
+        scored = token_logprob(scored_SH, self.head(), batch.targets_S, want_more=more, want_mean=mean)
         return Outputs(
-            logprob_S=logprob_S,
-            entropy_S=entropy_S if more else None,
-            correct_S=correct_S if more else None,
+            logprob_S=scored.logprob_S,
+            entropy_S=scored.entropy_S if more else None,
+            correct_S=scored.correct_S if more else None,
+            mean_logprob_S=scored.mean_S if mean else None,
             hidden_TH=hidden_TH if "hidden" in want else None,
         )
 

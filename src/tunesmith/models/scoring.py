@@ -175,7 +175,7 @@ class PackScorer:
         )
         before_SH = hidden_BTH.index_select(1, parents).reshape(rows * nodes, -1)
         targets_S = torch.tensor(tree.tokens, device=device).repeat(rows)
-        logprob_S, _, _ = token_logprob(before_SH, self.model.head(), targets_S)
+        logprob_S = token_logprob(before_SH, self.model.head(), targets_S).logprob_S
         return logprob_S.view(rows, nodes).double().cpu()
 
 

@@ -6,14 +6,16 @@ from collections.abc import Callable
 from typing import Any
 
 from tunesmith.objectives.next_token import NextToken
-from tunesmith.recipe.objectives import ClmSection, SftSection
+from tunesmith.recipe.objectives import ClmSection, NextTokenSection, SftSection
 from tunesmith.recipe.section import Section
 from tunesmith.types import Objective
 
-OBJECTIVES: dict[type[Section], Callable[[Any], Objective]] = {
-    SftSection: lambda section: NextToken(),
-    ClmSection: lambda section: NextToken(),
-}
+
+def _next_token(section: NextTokenSection) -> Objective:
+    return NextToken(label_smoothing=section.label_smoothing, focal_gamma=section.focal_gamma)
+
+
+OBJECTIVES: dict[type[Section], Callable[[Any], Objective]] = {SftSection: _next_token, ClmSection: _next_token}
 
 
 def build(section: Section) -> Objective:

@@ -15,6 +15,7 @@ from tunesmith.models.locate import ModelFolder, check_weights, locate
 from tunesmith.planning import defaults, memory, speeds
 from tunesmith.planning.cost import Time, disk_bytes, energy, passes, price, run_flops, run_time
 from tunesmith.planning.early_stopping import early_stopping_notes
+from tunesmith.planning.losses import loss_notes
 from tunesmith.planning.machine import Machine, detect
 from tunesmith.planning.memory import Memory
 from tunesmith.planning.sampling import estimate_counts
@@ -174,7 +175,7 @@ def make_plan(
     context = defaults.derive_context(recipe, facts)
     settled, tokens, counts, said = _read_sources(recipe, facts, folder, context, renderer, counts)
     scope = scope_of(facts, settled.adapter)
-    notes = [*_model_notes(facts), *said, *_count_notes(counts), *wide_rank_notes(facts, scope)]
+    notes = [*_model_notes(facts), *said, *_count_notes(counts), *wide_rank_notes(facts, scope), *loss_notes(recipe)]
     settings, values = settle(recipe, facts, machine, counts, context)
     values |= tokens
     settings, needed, values["training.atom_tokens"], values["training.recompute"] = fit_to_memory(

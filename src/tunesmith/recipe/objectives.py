@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from tunesmith.recipe.section import Section
 
 
-class SftSection(Section):
+class NextTokenSection(Section):
+    """What every loss over next tokens can have."""
+
+    label_smoothing: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Share of the target that is spread evenly over the vocabulary, against over-confidence; 0.1 is usual, 0 is none."""
+    focal_gamma: float = Field(default=0.0, ge=0.0, le=10.0)
+    """Weigh each token by ``(1 - p)`` to this power, so that what is known counts less; 2 is usual, 0 is none."""
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Self:
+        if self.label_smoothing and self.focal_gamma:
+            raise ValueError(
+                "`label_smoothing` and `focal_gamma` pull against each other (one holds sure tokens back, the other lets them "
+                "go): give one of them"
+            )
+        return self
+
+
+class SftSection(NextTokenSection):
     """Supervised fine-tuning: next token of the answers in conversations."""
 
     type: Literal["sft"] = "sft"
@@ -18,7 +36,7 @@ class SftSection(Section):
     A message's own ``train`` flag overrides the first three."""
 
 
-class ClmSection(Section):
+class ClmSection(NextTokenSection):
     """Continued pre-training: next token of raw text; long documents become windows without loss of text."""
 
     type: Literal["clm"] = "clm"

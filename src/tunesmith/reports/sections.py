@@ -98,7 +98,7 @@ class Layers:
 
 def curves(facts: Facts) -> tuple[LineChart, ...]:
     """Loss (raw, smoothed, validation), learning rate, gradient norm, speed; those that have points."""
-    raw = _points(facts.metrics, "loss")
+    raw = _points(facts.metrics, "nll") or _points(facts.metrics, "loss")  # beside validation stands the plain loss
     charts = (
         line_chart(
             "Loss",

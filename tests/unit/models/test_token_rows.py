@@ -82,6 +82,14 @@ def test_rows_get_the_gradient_that_the_whole_matrix_has_there(name: str, tied: 
         assert parameter.grad is None or any(parameter is part.rows for part in parts)
 
 
+def test_the_mean_over_the_vocabulary_gives_rows_their_part_of_its_gradient() -> None:
+    ours, theirs = (CausalLM(family("llama")) for _ in range(2))
+    part, weight = with_rows(ours.hf)[1], whole(theirs.hf)[1]
+    for model in (ours, theirs):
+        model(BATCH, want=("mean_logprob",)).mean_logprob_S.sum().backward()
+    torch.testing.assert_close(part.rows.grad, weight.grad[IDS], rtol=1e-4, atol=1e-5)  # type: ignore[index]
+
+
 def test_a_named_padding_token_trains_where_it_is_read() -> None:
     model = CausalLM(family("llama", pad_token_id=READ[0]))
     part = with_rows(model.hf)[0]

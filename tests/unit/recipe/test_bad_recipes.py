@@ -47,6 +47,26 @@ def test_unknown_key_at_any_depth(refused: Refused, more: str, line: int, key: s
     assert error.hint == f"did you mean `{meant}`?"
 
 
+@pytest.mark.parametrize(
+    ("more", "key"),
+    [
+        ("objective: {label_smoothing: 1.0}\n", "label_smoothing"),
+        ("objective: {label_smoothing: -0.1}\n", "label_smoothing"),
+        ("objective: {type: clm, focal_gamma: -1}\n", "focal_gamma"),
+        ("objective: {focal_gamma: .inf}\n", "focal_gamma"),
+        ("objective: {focal_gamma: two}\n", "focal_gamma"),
+    ],
+)
+def test_a_loss_out_of_range_is_refused_at_its_key(refused: Refused, more: str, key: str) -> None:
+    assert refused(more).where.endswith(f"recipe.yaml:7 [objective.{key}]")
+
+
+def test_smoothing_and_focal_loss_exclude_each_other(refused: Refused) -> None:
+    error = refused("objective: {label_smoothing: 0.1, focal_gamma: 2}\n")
+    assert "pull against each other" in error.what
+    assert error.where.endswith("recipe.yaml:7 [objective]")
+
+
 def test_unknown_key_in_the_model_section(refused: Refused) -> None:
     error = refused(text="name: a\nmodel:\n  name: m\n  contxt: 5\ndata: {train: a.csv}\n")
     assert error.where.endswith("recipe.yaml:4 [model.contxt]")
@@ -69,7 +89,7 @@ def test_unknown_key_without_a_near_one_lists_the_known(refused: Refused) -> Non
         ),
         (
             "objective: {type: clm, loss_on: responses}\n",
-            "`loss_on` belongs to `type: sft`; known keys here: add_end_token, type",
+            "`loss_on` belongs to `type: sft`; known keys here: add_end_token, focal_gamma, label_smoothing, type",
         ),
         (
             "evaluation: {tasks: [{type: loss, labels: [a, b]}]}\n",
