@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ BEAT_SECONDS = 5.0
 STALE_SECONDS = 60.0
 PATIENCE_SECONDS = 5.0
 """How long a file that somebody holds, who has not written a name into it, is looked at again."""
+LEAST_TRIES = 10
+"""Tries that a start has, however long each takes: on a slow disk one is longer than all patience."""
 SETTLE_SECONDS = 0.5
 """Where there are no locks: how long a starter waits before it reads whether the name in the file is still its own."""
 _MOST_BYTES = 4096
@@ -244,13 +247,14 @@ def named(folder: Path) -> Owner | None:
 def _take(folder: Path) -> Lease:
     """Lock the file and write who we are; the lock must be on the file that has the name, not on one just removed."""
     limit = time.monotonic() + PATIENCE_SECONDS
-    while True:
+    for tries in count(1):
+        is_last = tries >= LEAST_TRIES and time.monotonic() > limit
         refuse_if_held(folder)
         try:
             make_folders(folder)
             descriptor = _open(folder, os.O_RDWR | os.O_CREAT)
         except FileNotFoundError:  # its owner gave up and took the empty folder back
-            if time.monotonic() > limit:
+            if is_last:
                 raise
             continue
         try:
@@ -264,8 +268,9 @@ def _take(folder: Path) -> Lease:
         if held is not None:
             return held
         os.close(descriptor)
-        if time.monotonic() > limit:
-            raise _refusal(folder, "it has not written who it is", "")
+        if is_last:
+            break
+    raise _refusal(folder, "it has not written who it is", "")
 
 
 def _claim(folder: Path, descriptor: int) -> Lease | None:

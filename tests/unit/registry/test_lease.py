@@ -222,6 +222,51 @@ def test_two_starters_that_come_and_go_are_refused_or_hold_and_nothing_else(
     assert [item for item in tmp_path.rglob("*") if item.is_file()] == []
 
 
+def test_a_folder_that_is_taken_back_under_a_slow_disk_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Making the folder takes longer than all patience, and another starter takes it back meanwhile."""
+    monkeypatch.setattr(lease_module, "PATIENCE_SECONDS", 0.0)
+    really, made = lease_module.make_folders, []
+
+    def make_and_lose(folder: Path) -> None:
+        really(folder)
+        made.append(folder)
+        if len(made) < 4:
+            folder.rmdir()
+
+    monkeypatch.setattr(lease_module, "make_folders", make_and_lose)
+    with lease(tmp_path / "a") as held:
+        assert owner(tmp_path / "a") == held.owner
+    assert len(made) == 4
+
+
+def test_a_file_that_loses_its_name_under_a_slow_disk_is_not_taken_for_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its owner gives it back between opening and locking, and all patience is over by then."""
+    monkeypatch.setattr(lease_module, "PATIENCE_SECONDS", 0.0)
+    really, locked = lease_module._lock, []
+
+    def lock_and_lose(descriptor: int) -> bool:
+        locked.append(descriptor)
+        if len(locked) < 4:
+            (tmp_path / NAME).unlink()
+        return really(descriptor)
+
+    monkeypatch.setattr(lease_module, "_lock", lock_and_lose)
+    with lease(tmp_path) as held:
+        assert owner(tmp_path) == held.owner
+    assert len(locked) == 4
+
+
+def test_a_folder_that_cannot_be_made_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease_module, "PATIENCE_SECONDS", 0.0)
+    (tmp_path / "a").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(RunError, match="cannot be written: No such file or directory"), lease(tmp_path / "a"):
+        pass
+
+
 @pytest.mark.parametrize(("age", "is_free"), [(STALE_SECONDS + 5, True), (STALE_SECONDS - 20, False)])
 def test_on_another_machine_the_heartbeat_decides(tmp_path: Path, age: float, is_free: bool) -> None:
     _write_lease(tmp_path)
