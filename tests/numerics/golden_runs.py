@@ -19,7 +19,8 @@ from tunesmith.engine.trainer import Trainer
 from tunesmith.models.causal_lm import CausalLM
 from tunesmith.objectives import OBJECTIVES
 from tunesmith.objectives import build as build_objective
-from tunesmith.recipe.adapters import FullSection, LoraSection, PartialSection
+from tunesmith.recipe.adapters import FullSection, PartialSection
+from tunesmith.recipe.low_rank import GraloraSection, LoraSection
 from tunesmith.recipe.objectives import ClmSection, SftSection
 from tunesmith.recipe.section import Section
 
@@ -32,8 +33,9 @@ SECTIONS: dict[type[Section], Section] = {
     FullSection: FullSection(),
     PartialSection: PartialSection(last_layers=1, norms=True, head=True),
     LoraSection: LoraSection(rank=4, alpha=8.0, dropout=0.0),
+    GraloraSection: GraloraSection(rank=4, blocks=2, hybrid_rank=2, alpha=12.0),
 }
-RATES = {FullSection: 3e-3, PartialSection: 5e-3, LoraSection: 1e-2}
+RATES = {FullSection: 3e-3, PartialSection: 5e-3, LoraSection: 1e-2, GraloraSection: 1e-2}
 
 
 def cases() -> list[tuple[type[Section], type[Section]]]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from tunesmith.adapters.gralora import GraloraAdapter
 from tunesmith.adapters.lora import LoraAdapter
 from tunesmith.adapters.scope import FullScope, PartialScope
-from tunesmith.recipe.adapters import FullSection, LoraSection, PartialSection
+from tunesmith.recipe.adapters import FullSection, PartialSection
+from tunesmith.recipe.low_rank import GraloraSection, LoraSection
 from tunesmith.recipe.section import Section
 from tunesmith.types import Adapter
 
@@ -15,6 +17,7 @@ ADAPTERS: dict[type[Section], Callable[[Any, int], Adapter]] = {
     FullSection: FullScope,
     PartialSection: PartialScope,
     LoraSection: LoraAdapter,
+    GraloraSection: GraloraAdapter,
 }
 """Section type -> builder taking (section, seed)."""
 

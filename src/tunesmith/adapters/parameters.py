@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from tunesmith.adapters.lora_layer import LoraWeights
+from tunesmith.adapters.sites import Part
 from tunesmith.errors import RecipeError, RunError
 from tunesmith.models.names import matches
 from tunesmith.models.token_rows import TokenRows
@@ -23,7 +23,7 @@ _SHOWN = 40
 
 def own_names(model: nn.Module) -> dict[str, nn.Parameter]:
     """Every name of every parameter of the model itself, tied names included, in module order."""
-    parts = [module for module in model.modules() if isinstance(module, LoraWeights | TokenRows)]
+    parts = [module for module in model.modules() if isinstance(module, Part | TokenRows)]
     added = {id(parameter) for part in parts for parameter in part.parameters()}
     return {name: part for name, part in model.named_parameters(remove_duplicate=False) if id(part) not in added}
 

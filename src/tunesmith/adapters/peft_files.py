@@ -1,6 +1,6 @@
 """PEFT's adapter folders, written and read: ``adapter_config.json`` and ``adapter_model.safetensors``.
 
-Only plain LoRA is read. Whatever else a folder says (another method, a variant, weights in pickle) is refused by name:
+LoRA, DoRA and GraLoRA are read (``peft_methods``). Whatever else a folder says (another method, a variant, weights in pickle) is refused by name:
 an adapter that loads must give the logits it gave where it was trained.
 """
 
@@ -16,34 +16,24 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from tunesmith.adapters import lora_layer, parameters, peft_patterns, targets
-from tunesmith.adapters.lora import LoraAdapter
+from tunesmith.adapters.added import AddedAdapter
+from tunesmith.adapters.linear import LinearAdapter
 from tunesmith.adapters.peft_layout import PREFIX, ROWS_KEY
+from tunesmith.adapters.peft_methods import METHODS, PeftMethod
 from tunesmith.adapters.trained_tokens import SUFFIX, require_rows, token_matrices
 from tunesmith.errors import ModelError, RecipeError
 from tunesmith.files import write_bytes, write_json
 from tunesmith.foreign import read_object
 from tunesmith.models import token_rows
 from tunesmith.models.links import refuse_links_out
-from tunesmith.recipe.adapters import LoraSection
+from tunesmith.recipe.low_rank import LowRankSection
 
 CONFIGURATION = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 
 _PLAIN_STARTS = (True, False, None, "gaussian", "eva")
 """Starts that leave the base weights alone; a loaded adapter overwrites A and B."""
-_READ = frozenset(
-    [
-        "peft_type",
-        "r",
-        "lora_alpha",
-        "lora_dropout",
-        "use_rslora",
-        "rank_pattern",
-        "alpha_pattern",
-        "init_lora_weights",
-        "trainable_token_indices",
-    ]
-)
+_OBEYED = frozenset(["peft_type", "init_lora_weights", "trainable_token_indices"])
 _WITHOUT_EFFECT = frozenset(
     [
         "task_type",
@@ -70,28 +60,28 @@ _WITHOUT_EFFECT = frozenset(
 )
 """Keys that only say which modules there are, which the tensors' names say again, or that matter while training."""
 
-_HALVES = (".lora_A.weight", ".lora_B.weight")
 _SAVE_AGAIN = "the file is torn or written by hand: save the adapter again with PEFT (`save_pretrained`)"
 _MERGE_THERE = "merge it with PEFT and load the merged model"
 
 
 @dataclass(frozen=True)
-class LoraSettings:
+class AdapterSettings:
     """A read adapter's settings.
 
-    ``section`` has them as a recipe would; ``ranks`` has the truth per layer, (rank, alpha), ``rows`` that per embedding
+    ``method`` is PEFT's; ``section`` has them as a recipe would; ``ranks`` has the truth per layer, (rank, alpha), ``rows`` that per embedding
     or head, the token ids whose rows train; ``base`` is the model that the folder names, or empty; ``source`` is the file
     of the tensors, for messages.
     """
 
-    section: LoraSection
+    section: LowRankSection
     ranks: dict[str, tuple[int, float]]
     base: str = ""
     source: str = WEIGHTS
     rows: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    method: PeftMethod = METHODS["LORA"]
 
 
-def write_adapter(folder: Path, adapter: LoraAdapter, base_name: str) -> list[str]:
+def write_adapter(folder: Path, adapter: AddedAdapter, base_name: str) -> list[str]:
     """Write an attached adapter as PEFT reads it.
 
     Returns:
@@ -105,45 +95,46 @@ def write_adapter(folder: Path, adapter: LoraAdapter, base_name: str) -> list[st
     return adapter.export_notes()
 
 
-def read_adapter(folder: Path) -> tuple[LoraSettings, dict[str, Tensor]]:
+def read_adapter(folder: Path) -> tuple[AdapterSettings, dict[str, Tensor]]:
     """Read an adapter folder, ours or PEFT's.
 
     Returns:
-        Settings, and the tensors by the names of ``LoraAdapter.state``: ``LAYER.lora_A.weight``, ``LAYER.lora_B.weight``,
+        Settings, and the tensors by the names of the adapter's ``state``: ``LAYER.lora_A.weight`` and the like,
         ``MATRIX.token_rows``, and fully trained parameters by their names in the model, tied ones once per name.
 
     Raises:
-        ModelError: no adapter there, torn files, pickled weights, or anything but plain LoRA.
+        ModelError: no adapter there, torn files, pickled weights, or another method.
     """
     refuse_links_out(folder)
     configuration = _read_configuration(folder / CONFIGURATION)
-    _refuse_variants(configuration, str(folder / CONFIGURATION))
-    state, layers = _sort(_read_tensors(folder), str(folder / WEIGHTS))
-    beside = [key for key in state if not key.endswith((*_HALVES, SUFFIX))]
-    rows = _rows(configuration.get("trainable_token_indices"), state, str(folder / CONFIGURATION))
+    where = str(folder / CONFIGURATION)
+    method = _method(configuration, where)
+    state, layers = _sort(_read_tensors(folder), method, configuration, str(folder / WEIGHTS))
+    beside = [key for key in state if not key.endswith((*method.endings(configuration), SUFFIX))]
+    rows = _rows(configuration.get("trainable_token_indices"), state, where)
     try:
-        section = LoraSection(
+        section = method.section_type(
             rank=configuration.get("r", 8),
-            alpha=configuration.get("lora_alpha", 8),
-            dropout=configuration.get("lora_dropout") or 0.0,
-            rslora=bool(configuration.get("use_rslora")),
+            alpha=configuration.get(method.alpha, 8),
+            dropout=configuration.get(method.dropout) or 0.0,
             targets=sorted(layers),
             also_train=beside,
             train_tokens=sorted({token for ids in rows.values() for token in ids}) or "none",
+            **method.section(configuration),
         )
     except RecipeError as error:
         raise ModelError(
-            f"a value of the adapter cannot be used: {error.what}", where=str(folder / CONFIGURATION), hint=_SAVE_AGAIN
+            f"a value of the adapter cannot be used: {error.what}", where=where, hint=_SAVE_AGAIN
         ) from None
-    alphas = _alphas(configuration.get("alpha_pattern"), layers, section.alpha, str(folder / CONFIGURATION))
+    alphas = _alphas(configuration.get("alpha_pattern"), layers, section.alpha, where)
     ranks = {layer: (rank, alphas[layer]) for layer, rank in layers.items()}
     base = str(configuration.get("base_model_name_or_path") or "")
-    return LoraSettings(section, ranks, base, str(folder / WEIGHTS), rows), state
+    return AdapterSettings(section, ranks, base, str(folder / WEIGHTS), rows, method), state
 
 
 def attach_read(
-    model: nn.Module, settings: LoraSettings, state: Mapping[str, Tensor], name: str = "default"
-) -> LoraAdapter:
+    model: nn.Module, settings: AdapterSettings, state: Mapping[str, Tensor], name: str = "default"
+) -> LinearAdapter:
     """Attach a read adapter to a model; with it active the logits are those of PEFT.
 
     Raises:
@@ -157,15 +148,18 @@ def attach_read(
                 where=settings.source,
                 hint=f"it was trained on `{settings.base or 'another model'}`; output heads cannot carry LoRA here",
             )
-        num_in, num_out = lora_layer.widths(layers[layer])
-        _check_shape(settings, f"{layer}.lora_A.weight", state, (rank, num_in))
-        _check_shape(settings, f"{layer}.lora_B.weight", state, (num_out, rank))
+        shapes = settings.method.shapes(settings.section, rank, *lora_layer.widths(layers[layer]))
+        for ending, shape in shapes.items():
+            _check_shape(settings, layer + ending, state, shape)
     beside = _untied(model, settings, state)
     rows, values = _fitting_rows(model, settings, state)
     state = {**state, **values}
     section = settings.section.model_copy(update={"also_train": list(beside)})
-    adapter = LoraAdapter(section, seed=0, ranks=settings.ranks, rows=rows)
-    adapter.attach(model, name)
+    adapter = settings.method.build(section, settings.ranks, rows)
+    try:
+        adapter.attach(model, name)
+    except RecipeError as error:
+        raise ModelError(f"the adapter does not fit: {error.what}", where=settings.source, hint=error.hint) from None
     fitted = {}
     for key, own in adapter.state().items():
         given = beside[key] if key in beside else state[key]
@@ -185,11 +179,14 @@ def _read_configuration(path: Path) -> dict[str, Any]:
         ) from None
 
 
-def _refuse_variants(configuration: Mapping[str, Any], where: str) -> None:
-    method = configuration.get("peft_type")
-    if method != "LORA":
+def _method(configuration: Mapping[str, Any], where: str) -> PeftMethod:
+    """The folder's method; refuses others, and variants that are not known."""
+    method = METHODS.get(str(configuration.get("peft_type")))
+    if method is None:
         raise ModelError(
-            f"the adapter's method is `{method}`, only `LORA` is read", where=f"{where} [peft_type]", hint=_MERGE_THERE
+            f"the adapter's method is `{configuration.get('peft_type')}`, only {', '.join(f'`{name}`' for name in METHODS)} are read",
+            where=f"{where} [peft_type]",
+            hint=_MERGE_THERE,
         )
     start = configuration.get("init_lora_weights", True)
     if start not in _PLAIN_STARTS:
@@ -199,13 +196,14 @@ def _refuse_variants(configuration: Mapping[str, Any], where: str) -> None:
             hint="convert it with PEFT (`save_pretrained(..., path_initial_model_for_weight_conversion=...)`), or merge it there",
         )
     for key, value in configuration.items():
-        if key in _READ or key in _WITHOUT_EFFECT or value in (None, False, 0, "", [], {}):
+        if key in _OBEYED | method.keys or key in _WITHOUT_EFFECT or value in (None, False, 0, "", [], {}):
             continue
         raise ModelError(
-            f"the adapter uses `{key}`, which plain LoRA does not have",
+            f"the adapter uses `{key}`, which Tunesmith's {method.title} does not have",
             where=f"{where} [{key}]",
             hint=_MERGE_THERE,
         )
+    return method
 
 
 def _read_tensors(folder: Path) -> dict[str, Tensor]:
@@ -226,42 +224,47 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
         ) from None
 
 
-def _sort(tensors: Mapping[str, Tensor], where: str) -> tuple[dict[str, Tensor], dict[str, int]]:
+def _sort(
+    tensors: Mapping[str, Tensor], method: PeftMethod, configuration: Mapping[str, Any], where: str
+) -> tuple[dict[str, Tensor], dict[str, int]]:
     """Strip PEFT's prefix; find the layers and their ranks."""
     state: dict[str, Tensor] = {}
     layers: dict[str, int] = {}
+    endings = method.endings(configuration)
+    dimensions = {**method.dimensions, SUFFIX: 2}
     for full, tensor in tensors.items():
         key = full.removeprefix(PREFIX).replace(ROWS_KEY, SUFFIX).replace(".base_layer.", ".")
+        ending = next((item for item in dimensions if key.endswith(item)), None)
         if len(key) > peft_patterns.MOST_NAME or (
-            key.endswith((*_HALVES, SUFFIX)) and (tensor.dim() != 2 or not tensor.numel())
+            ending is not None and (tensor.dim() != dimensions[ending] or not tensor.numel())
         ):
             raise ModelError(
-                f"`{key[:80]}` of shape {tuple(tensor.shape)} is no part of a LoRA adapter",
+                f"`{key[:80]}` of shape {tuple(tensor.shape)} is no part of a {method.title} adapter",
                 where=where,
                 hint=_SAVE_AGAIN,
             )
-        if key.endswith(".lora_A.weight"):
-            layers[key.removesuffix(".lora_A.weight")] = tensor.shape[0]
-        elif "lora_" in key and not key.endswith(".lora_B.weight"):
+        if ending == endings[0]:
+            layers[key.removesuffix(ending)] = method.rank(tensor)
+        elif method.mark in key and ending not in endings:
             raise ModelError(
-                f"the adapter holds `{full}`, which plain LoRA on linear layers does not have",
+                f"the adapter holds `{full}`, which {method.title} on linear layers does not have",
                 where=where,
                 hint=_MERGE_THERE,
             )
         state[key] = tensor
     if not layers:
         raise ModelError(
-            "the adapter holds no LoRA tensors",
+            f"the adapter holds no {method.title} tensors",
             where=where,
             hint="a folder of whole weights is a model: give it a config.json",
         )
-    halves = {layer for layer in layers if f"{layer}.lora_B.weight" not in state}
-    halves |= {
-        key for key in state if key.endswith(".lora_B.weight") and key.removesuffix(".lora_B.weight") not in layers
-    }
-    if halves:
+    named = layers.keys() | {key.removesuffix(end) for key in state for end in endings if key.endswith(end)}
+    torn = sorted(layer for layer in named for ending in endings if layer + ending not in state)
+    if torn:
         raise ModelError(
-            f"`{min(halves)}` has only one of A and B", where=where, hint="the file is incomplete: save it again"
+            f"`{torn[0]}` has only some of {', '.join(endings)}",
+            where=where,
+            hint="the file is incomplete: save it again",
         )
     return state, layers
 
@@ -289,7 +292,7 @@ def _rows(given: Any, state: Mapping[str, Tensor], where: str) -> dict[str, tupl
 
 
 def _fitting_rows(
-    model: nn.Module, settings: LoraSettings, state: Mapping[str, Tensor]
+    model: nn.Module, settings: AdapterSettings, state: Mapping[str, Tensor]
 ) -> tuple[dict[str, tuple[int, ...]], dict[str, Tensor]]:
     """Token rows by the matrices of this model, a tied one once; refuses what the model cannot have."""
     matrices = token_matrices(model)
@@ -332,7 +335,7 @@ def _alphas(patterns: Any, layers: Mapping[str, int], default: float, where: str
     return {layer: peft_patterns.first_match(known, layer, default) for layer in layers}
 
 
-def _check_shape(settings: LoraSettings, key: str, state: Mapping[str, Tensor], expected: tuple[int, ...]) -> None:
+def _check_shape(settings: AdapterSettings, key: str, state: Mapping[str, Tensor], expected: tuple[int, ...]) -> None:
     if tuple(state[key].shape) != expected:
         raise ModelError(
             f"`{key}` has shape {tuple(state[key].shape)}, this model needs {expected}",
@@ -341,7 +344,7 @@ def _check_shape(settings: LoraSettings, key: str, state: Mapping[str, Tensor], 
         )
 
 
-def _untied(model: nn.Module, settings: LoraSettings, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _untied(model: nn.Module, settings: AdapterSettings, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Fully trained parameters by stable name, each once; refuses copies of a tied weight that differ."""
     names = parameters.own_names(model)
     beside: dict[str, Tensor] = {}

@@ -14,15 +14,17 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from tunesmith.adapters.lora_layer import is_linear, is_wrapped
+from tunesmith.adapters.lora_layer import is_linear
 from tunesmith.adapters.parameters import aliases, own_names
+from tunesmith.adapters.sites import is_wrapped
 from tunesmith.adapters.targets import output_head
 from tunesmith.adapters.trained_tokens import SUFFIX
 from tunesmith.models.token_rows import CHILD as ROWS_CHILD
-from tunesmith.recipe.adapters import LoraSection
+from tunesmith.recipe.low_rank import LoraSection
 
 PREFIX = "base_model.model."
 ROWS_KEY = ".token_adapter.trainable_tokens_delta"
+_ENDINGS = (".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector")
 _KNOWN_EMBEDDINGS = frozenset(["embed_tokens", "lm_head"])
 
 
@@ -49,15 +51,15 @@ def layout(
         section: its settings.
         ranks: layer -> (rank, alpha).
         rows: embedding or head -> token ids whose rows train.
-        state: what ``LoraAdapter.state`` gives.
+        state: what the adapter's ``state`` gives.
     """
     tensors: dict[str, Tensor] = {}
-    beside: dict[str, Tensor] = {}
+    others: dict[str, Tensor] = {}
     for key, tensor in state.items():
-        if key.endswith((".lora_A.weight", ".lora_B.weight")):
+        if key.endswith(_ENDINGS):
             tensors[PREFIX + key] = tensor
-        elif not key.endswith(SUFFIX):
-            beside[key] = tensor
+        else:
+            others[key] = tensor
     configuration: dict[str, Any] = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -65,22 +67,43 @@ def layout(
         "revision": None,
         "inference_mode": True,
         "r": section.rank,
-        "lora_alpha": _number(section.alpha),
+        "lora_alpha": number(section.alpha),
         "lora_dropout": section.dropout,
         "use_rslora": section.rslora,
-        "use_dora": False,
+        "use_dora": section.dora,
         "bias": "none",
         "fan_in_fan_out": any(isinstance(model.get_submodule(layer), Conv1D) for layer in ranks),
         "init_lora_weights": True,
         "target_modules": suffixes([name for name, _ in model.named_modules()], ranks),
         "rank_pattern": {layer: rank for layer, (rank, _) in ranks.items() if rank != section.rank},
-        "alpha_pattern": {layer: _number(alpha) for layer, (_, alpha) in ranks.items() if alpha != section.alpha},
+        "alpha_pattern": {layer: number(alpha) for layer, (_, alpha) in ranks.items() if alpha != section.alpha},
         "modules_to_save": None,
     }
     result = Layout(configuration, tensors)
-    _lay_out_rows(model, rows, state, beside, result)
-    _lay_out_beside(model, beside, result)
+    lay_out_beside(model, rows, others, result)
     return result
+
+
+def lay_out_beside(
+    model: nn.Module,
+    rows: Mapping[str, Sequence[int]],
+    state: Mapping[str, Tensor],
+    result: Layout,
+    *,
+    knows_rows: bool = True,
+) -> None:
+    """Add what trains beside the parts: token rows, then whole parameters.
+
+    Args:
+        model: the model the adapter is on.
+        rows: embedding or head -> token ids whose rows train.
+        state: an adapter's state without its parts.
+        result: gets tensors, keys and notes.
+        knows_rows: whether PEFT's class for the method has token rows and tied copies; only LoRA's has.
+    """
+    beside = {key: tensor for key, tensor in state.items() if not key.endswith(SUFFIX)}
+    _lay_out_rows(model, rows, state, beside, result, knows_rows)
+    _lay_out_whole(model, beside, result, knows_rows)
 
 
 def suffixes(names: Collection[str], wanted: Collection[str]) -> list[str]:
@@ -105,11 +128,12 @@ def _ends(name: str) -> list[str]:
     return [".".join(components[start:]) for start in range(len(components) - 1, -1, -1)]
 
 
-def _number(value: float) -> float | int:
+def number(value: float) -> float | int:
+    """Whole numbers without a point, as PEFT writes them."""
     return int(value) if float(value).is_integer() else value
 
 
-def _lay_out_beside(model: nn.Module, beside: Mapping[str, Tensor], result: Layout) -> None:
+def _lay_out_whole(model: nn.Module, beside: Mapping[str, Tensor], result: Layout, may_tie: bool) -> None:
     """Put fully trained parameters into ``modules_to_save``, or beside it with a note."""
     names = own_names(model)
     values = {id(names[key]): tensor for key, tensor in beside.items()}
@@ -134,7 +158,7 @@ def _lay_out_beside(model: nn.Module, beside: Mapping[str, Tensor], result: Layo
     if not saved:
         return
     tied = [owner for owner in saved if _is_tied(model, owner)]
-    if tied and tied[0].rpartition(".")[2] in _KNOWN_EMBEDDINGS:
+    if may_tie and tied and tied[0].rpartition(".")[2] in _KNOWN_EMBEDDINGS:
         result.configuration["ensure_weight_tying"] = True
         saved = [owner for owner in saved if owner not in tied[1:]]
     elif tied:
@@ -148,6 +172,7 @@ def _lay_out_rows(
     state: Mapping[str, Tensor],
     beside: dict[str, Tensor],
     result: Layout,
+    knows_rows: bool,
 ) -> None:
     """Put token rows into ``trainable_token_indices``; where PEFT would get them wrong, the whole matrix goes beside.
 
@@ -159,12 +184,14 @@ def _lay_out_rows(
     for module, ids in rows.items():
         values_NH = state[module + SUFFIX]
         matrix = own_names(model)[f"{module}.weight"]
-        if matrix is weight:
+        if matrix is weight or not knows_rows:
             whole_VH = matrix.detach().clone()
             whole_VH[list(ids)] = values_NH.to(whole_VH.dtype)
             beside[f"{module}.weight"] = whole_VH
             result.notes.append(
                 f"PEFT forgets the bias of `{module}` where single rows of it train: the whole matrix is stored"
+                if knows_rows
+                else f"PEFT trains no single rows of `{module}` beside this method: the whole matrix is stored"
             )
             continue
         result.tensors[f"{PREFIX}{module}{ROWS_KEY}"] = values_NH

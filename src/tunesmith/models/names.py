@@ -6,6 +6,7 @@ Names are those of the module in transformers: ``model.layers.7.self_attn.q_proj
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks|block)\.(\d{1,9})\.")
@@ -60,6 +61,11 @@ _EMBEDDINGS = frozenset(("embed_tokens", "wte", "word_embeddings", "embed_in", "
 _POSITIONS = frozenset(("wpe", "embed_positions", "position_embeddings"))
 _HEADS = frozenset(("lm_head", "embed_out"))
 _NORM = re.compile(r"norm|(?:^|_)ln(?:_|$)|^ln\d?$")
+
+
+def first_fit(name: str, patterns: Iterable[str]) -> str | None:
+    """The first glob that fits a module's name, or None."""
+    return next((pattern for pattern in patterns if matches(name, pattern)), None)
 
 
 def matches(name: str, pattern: str) -> bool:

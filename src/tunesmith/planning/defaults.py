@@ -8,7 +8,7 @@ from tunesmith.errors import HardwareMissing, RecipeError
 from tunesmith.models.facts import ModelFacts
 from tunesmith.planning.machine import Machine
 from tunesmith.planning.settings import Counts, Derived
-from tunesmith.recipe.adapters import LoraSection
+from tunesmith.recipe.low_rank import AddedSection
 from tunesmith.recipe.objectives import ClmSection
 from tunesmith.recipe.root import Recipe
 
@@ -65,7 +65,7 @@ def derive_rate(recipe: Recipe, facts: ModelFacts) -> Derived[float]:
     width = facts.hidden_size
     lora = _LORA_RATE * (_LORA_WIDTH / width) ** _LORA_POWER
     rule = f"5e-4 · (2000/{width})^0.781"
-    if isinstance(recipe.adapter, LoraSection):
+    if isinstance(recipe.adapter, AddedSection):
         return Derived(round_to(lora), f"LoRA's rule by width: {rule} (Schulman et al. 2025)")
     if width > _NARROW:
         return Derived(
@@ -174,7 +174,7 @@ def derive_weights_dtype(recipe: Recipe, precision: str) -> Derived[str]:
     if precision == "fp32":
         return Derived("fp32", "as the precision")
     adapter = recipe.adapter
-    if not isinstance(adapter, LoraSection) or adapter.also_train:
+    if not isinstance(adapter, AddedSection) or adapter.also_train:
         return Derived(
             "fp32", f"weights of the base train and are kept in fp32; {precision} copies are cast for each pass"
         )

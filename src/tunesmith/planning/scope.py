@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from math import prod
+from math import gcd, prod
 from typing import Any
 
 from tunesmith.errors import RecipeError
 from tunesmith.models import names
 from tunesmith.models.facts import ModelFacts
-from tunesmith.recipe.adapters import PARTIAL_CHOICES, FullSection, LoraSection, PartialSection
+from tunesmith.recipe.adapters import PARTIAL_CHOICES, AdapterSection, FullSection, PartialSection
+from tunesmith.recipe.low_rank import AddedSection, GraloraSection, LoraSection, LowRankSection
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Scope:
         return sum(self.adapted.values())
 
 
-def trainable_parameters(facts: ModelFacts, section: FullSection | PartialSection | LoraSection) -> TrainableCount:
+def trainable_parameters(facts: ModelFacts, section: AdapterSection) -> TrainableCount:
     """Count what trains.
 
     Raises:
@@ -69,7 +70,7 @@ def trainable_parameters(facts: ModelFacts, section: FullSection | PartialSectio
     return TrainableCount(facts.num_parameters, count, count / facts.num_parameters)
 
 
-def scope_of(facts: ModelFacts, section: FullSection | PartialSection | LoraSection) -> Scope:
+def scope_of(facts: ModelFacts, section: AdapterSection) -> Scope:
     """Resolve the adapter section against the names of a model.
 
     Raises:
@@ -84,16 +85,15 @@ def scope_of(facts: ModelFacts, section: FullSection | PartialSection | LoraSect
         adapted = {}
     else:
         chosen = set(_matching(section.also_train, facts, "adapter.also_train"))
-        modules = lora_targets(facts, section.targets)
-        adapted = {name: section.rank * sum(facts.tensors[f"{name}.weight"]) for name in modules}
+        adapted = {name: _part_size(facts, section, name) for name in lora_targets(facts, section.targets)}
     if not chosen and not adapted:
         raise RecipeError(
             "nothing would train",
             where="adapter",
             hint=f"set one of {PARTIAL_CHOICES}",
         )
-    rows = _rows(facts, section, chosen) if isinstance(section, LoraSection) else {}
-    rank, dropout = (section.rank, section.dropout) if isinstance(section, LoraSection) else (0, 0.0)
+    rows = _rows(facts, section, chosen) if isinstance(section, AddedSection) else {}
+    rank, dropout = (_widest(section), section.dropout) if isinstance(section, LowRankSection) else (0, 0.0)
     return Scope(
         kind=section.type,
         trained={name: prod(shape) for name, shape in facts.tensors.items() if name in chosen},
@@ -150,6 +150,35 @@ _KEYWORDS: Mapping[str, Callable[[str], bool]] = {
 }
 
 
+def _part_size(facts: ModelFacts, section: LowRankSection, layer: str) -> int:
+    """Elements of an adapter's part at a linear layer. Raises RecipeError where blocks do not divide its widths."""
+    shape = facts.tensors[f"{layer}.weight"]
+    if isinstance(section, GraloraSection):
+        odd = next((side for side in shape if side % section.blocks), None)
+        if odd is not None:
+            raise RecipeError(
+                f"`blocks` is {section.blocks}, which does not divide a side of `{layer}` ({shape[0]} × {shape[1]})",
+                where="adapter.blocks",
+                hint=f"take a divisor of {gcd(*shape)} for this layer, or leave it out of `targets`",
+            )
+        return (section.rank + section.hybrid_rank) * int(sum(shape))
+    rank = section.rank
+    magnitudes: int = 0
+    if isinstance(section, LoraSection):
+        pattern = names.first_fit(layer, section.rank_pattern)
+        rank = section.rank_pattern[pattern] if pattern is not None else rank
+        magnitudes = shape[1 if facts.model_type == "gpt2" else 0] if section.dora else 0
+    return int(rank * sum(shape)) + magnitudes
+
+
+def _widest(section: LowRankSection) -> int:
+    """The most numbers that a part keeps per token between its two products."""
+    if isinstance(section, GraloraSection):
+        return section.rank * section.blocks + section.hybrid_rank
+    patterns = section.rank_pattern.values() if isinstance(section, LoraSection) else ()
+    return int(max([section.rank, *patterns]))
+
+
 def _partial(facts: ModelFacts, section: PartialSection) -> set[str]:
     layers = set(section.chosen_layers(facts.num_layers))
     chosen = {name for name in facts.tensors if names.layer_index(name) in layers}
@@ -194,7 +223,7 @@ def _matching(patterns: Iterable[str], facts: ModelFacts, where: str) -> list[st
     return found
 
 
-def _rows(facts: ModelFacts, section: LoraSection, chosen: Collection[str]) -> dict[str, int]:
+def _rows(facts: ModelFacts, section: AddedSection, chosen: Collection[str]) -> dict[str, int]:
     """Elements of the rows of ``train_tokens``, per matrix that does not train whole; ``auto`` unsettled is none."""
     tokens = section.train_tokens
     if isinstance(tokens, str):

@@ -16,7 +16,8 @@ from tunesmith.models.chat_tokens import untrained
 from tunesmith.models.facts import ModelFacts
 from tunesmith.planning.scope import scope_of
 from tunesmith.planning.settings import GIVEN, Derived
-from tunesmith.recipe.adapters import LoraSection
+from tunesmith.recipe.adapters import AdapterSection
+from tunesmith.recipe.low_rank import AddedSection
 from tunesmith.recipe.objectives import SftSection
 from tunesmith.recipe.root import Recipe
 
@@ -53,7 +54,7 @@ def untrained_tokens(folder: Path, facts: ModelFacts, renderer: Renderer) -> lis
 def asks_tokenizer(recipe: Recipe) -> bool:
     """Whether ``settle_tokens`` needs the recipe's renderer."""
     section = recipe.adapter
-    if not isinstance(section, LoraSection) or section.train_tokens == "none":
+    if not isinstance(section, AddedSection) or section.train_tokens == "none":
         return False
     return section.train_tokens != "auto" or isinstance(recipe.objective, SftSection)
 
@@ -73,7 +74,7 @@ def settle_tokens(
         RecipeError: a token that the tokenizer does not have.
     """
     section = recipe.adapter
-    if not isinstance(section, LoraSection):
+    if not isinstance(section, AddedSection):
         return recipe, None
     if section.train_tokens == "none":
         return recipe, Derived.given([])
@@ -88,11 +89,12 @@ def settle_tokens(
 
 
 def _auto(
-    recipe: Recipe, section: LoraSection, facts: ModelFacts, folder: Path, renderer: Renderer | None
+    recipe: Recipe, section: AddedSection, facts: ModelFacts, folder: Path, renderer: Renderer | None
 ) -> tuple[list[int], str]:
     if renderer is None or not isinstance(recipe.objective, SftSection):
         return [], "plain text is trained: no chat template is in play"
-    trained = scope_of(facts, section.model_copy(update={"train_tokens": "none"})).trained
+    without_rows: AdapterSection = section.model_copy(update={"train_tokens": "none"})  # type: ignore[assignment]
+    trained = scope_of(facts, without_rows).trained
     if any(names.is_head(name) or (facts.tied and names.is_embedding(name)) for name in trained):
         return [], "`also_train` trains the head, all rows of it"
     found = untrained_tokens(folder, facts, renderer)

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from tunesmith.errors import RecipeError
+from tunesmith.recipe.low_rank import GraloraSection, LoraSection
 from tunesmith.recipe.section import Section
 
 
@@ -63,44 +64,10 @@ PARTIAL_CHOICES = ", ".join(f"`{name}`" for name in PartialSection.model_fields 
 """The keys that choose parameters, for messages."""
 
 
-def _as_patterns(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
-
-
-def _as_tokens(value: Any) -> Any:
-    tokens = value if isinstance(value, list) else [value]
-    if not tokens or not all((isinstance(item, str) and item) or (type(item) is int and item >= 0) for item in tokens):
-        raise ValueError("`train_tokens` is `auto`, `none`, or a list of token texts and ids")
-    return value if isinstance(value, list) or value in ("auto", "none") else tokens
-
-
-class LoraSection(Section):
-    """Low-rank adaptation (Hu et al. 2021): W + alpha/r · B A with A random and B zero at the start."""
-
-    type: Literal["lora"] = "lora"
-    rank: int = Field(default=16, gt=0)
-    """Inner width r."""
-    alpha: float = Field(default=32.0, gt=0)
-    """Scale numerator; the update is multiplied by alpha / rank, or alpha / sqrt(rank) with rslora."""
-    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
-    """Dropout on the input of A."""
-    targets: Annotated[
-        list[str], BeforeValidator(_as_patterns, json_schema_input_type=str | list[str]), Field(min_length=1)
-    ] = Field(default_factory=lambda: ["all-linear"])
-    """``all-linear``, ``attention``, ``feed-forward``, or globs over module names."""
-    rslora: bool = False
-    """Scale by 1/sqrt(rank) (Kalajdzievski 2023)."""
-    also_train: list[str] = Field(default_factory=list)
-    """Globs over parameter names that train fully beside the adapter, such as ``*embed_tokens*``."""
-    train_tokens: Annotated[Literal["auto", "none"] | list[str | int], BeforeValidator(_as_tokens)] = "auto"
-    """Tokens whose rows of the embedding and of the output head train beside the adapter, by text or id, while all other
-    rows are frozen. ``auto``: those of the chat template's own tokens that were never trained; ``none``: none."""
-
-
 def _default_type(value: Any) -> Any:
     return {"type": "lora", **value} if isinstance(value, dict) and "type" not in value else value
 
 
-AdapterField = Annotated[
-    FullSection | PartialSection | LoraSection, Field(discriminator="type"), BeforeValidator(_default_type)
-]
+AdapterSection = FullSection | PartialSection | LoraSection | GraloraSection
+
+AdapterField = Annotated[AdapterSection, Field(discriminator="type"), BeforeValidator(_default_type)]

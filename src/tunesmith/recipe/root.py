@@ -7,9 +7,10 @@ from pathlib import Path
 
 from pydantic import Field, PrivateAttr
 
-from tunesmith.recipe.adapters import AdapterField, LoraSection
+from tunesmith.recipe.adapters import AdapterField
 from tunesmith.recipe.data import DataSection
 from tunesmith.recipe.evaluation import EvaluationSection
+from tunesmith.recipe.low_rank import LoraSection
 from tunesmith.recipe.machine import LoggingSection, MachineSection
 from tunesmith.recipe.model import ModelField
 from tunesmith.recipe.objectives import ObjectiveField, SftSection

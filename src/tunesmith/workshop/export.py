@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tunesmith.adapters import build
-from tunesmith.adapters.lora import LoraAdapter
+from tunesmith.adapters.added import AddedAdapter
 from tunesmith.adapters.peft_files import write_adapter
 from tunesmith.data.loader import make_batch
 from tunesmith.data.prepared import Prepared
@@ -102,7 +102,7 @@ class _Export:
     def adapter(self, folder: Path) -> tuple[torch.dtype, list[GateResult], list[str]]:
         """Write the adapter in the precision it has, attach what was written to a fresh base, compare with the trained one."""
         model, adapter = self._trained()
-        if not isinstance(adapter, LoraAdapter):
+        if not isinstance(adapter, AddedAdapter):
             raise AssertionError("runs without an adapter export whole models")
         documents = self._documents()
         trained_NV = _logits(model, documents)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.adapters import build as build_adapter
-from tunesmith.adapters.lora import LoraAdapter
+from tunesmith.adapters.added import AddedAdapter
 from tunesmith.data.prepared import Prepared
 from tunesmith.engine.checkpoint import Checkpoint, CheckpointFolder, Say, trained_of
 from tunesmith.engine.forking import Carried, first_checkpoint, tensor_differences
@@ -21,7 +21,7 @@ from tunesmith.files import read_json
 from tunesmith.models.causal_lm import CausalLM
 from tunesmith.objectives import build as build_objective
 from tunesmith.planning.plan import Plan
-from tunesmith.recipe.adapters import LoraSection
+from tunesmith.recipe.low_rank import AddedSection
 from tunesmith.recipe.root import Recipe
 from tunesmith.registry.compare import changed
 from tunesmith.registry.lineage import parse_fork, read_lineage
@@ -61,7 +61,7 @@ class Fork:
         adapter.attach(model.hf)
         wanted = trained_of(adapter, build_objective(recipe.objective).parts)
         found = tensor_differences(self.parents_checkpoint().trained, wanted)
-        if isinstance(adapter, LoraAdapter):
+        if isinstance(adapter, AddedAdapter):
             adapter.detach()
         if found:
             raise RunError(
@@ -197,7 +197,7 @@ def new_fork(asked: str, child: Child) -> Fork:
 def _require_same_tokens(parent: Recipe, child: Recipe, asked: str) -> None:
     """Rows of other tokens have the same shape, so their names and shapes would not tell."""
     before, now = parent.adapter, child.adapter
-    if isinstance(before, LoraSection) and isinstance(now, LoraSection) and before.train_tokens != now.train_tokens:
+    if isinstance(before, AddedSection) and isinstance(now, AddedSection) and before.train_tokens != now.train_tokens:
         raise RunError(
             f"the parent trained the rows of other tokens: `adapter.train_tokens` is {before.train_tokens} there and "
             f"{now.train_tokens} here",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from tunesmith.adapters.lora import LoraAdapter
+from tunesmith.adapters.added import AddedAdapter
 from tunesmith.adapters.peft_files import write_adapter
 from tunesmith.files import new_folder
 from tunesmith.models.causal_lm import CausalLM
@@ -32,11 +32,11 @@ def write_result(
         stop_ids: tokens that end an answer.
         step: whose weights these are.
     """
-    is_lora = isinstance(adapter, LoraAdapter)
+    is_lora = isinstance(adapter, AddedAdapter)
     target = run.adapter_path if is_lora else run.model_path
     forget_result(run.path)
     with new_folder(target, replace=True) as folder:
-        if isinstance(adapter, LoraAdapter):
+        if isinstance(adapter, AddedAdapter):
             notes = write_adapter(folder, adapter, recipe.model.name)
         else:
             notes = write_model(folder, model.hf, base, torch.float32, stop_ids=stop_ids)

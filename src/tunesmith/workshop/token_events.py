@@ -10,7 +10,7 @@ from tunesmith.models.facts import ModelFacts, read_facts
 from tunesmith.planning.plan import Plan
 from tunesmith.planning.scope import scope_of
 from tunesmith.planning.tokens import listed, untrained_tokens
-from tunesmith.recipe.adapters import LoraSection
+from tunesmith.recipe.low_rank import AddedSection
 from tunesmith.recipe.objectives import SftSection
 
 
@@ -29,7 +29,7 @@ def token_events(plan: Plan, base: Path, renderer: Renderer) -> list[tuple[str, 
     if head_trains or not isinstance(recipe.objective, SftSection):
         return told
     section = recipe.adapter
-    settled = section.train_tokens if isinstance(section, LoraSection) else "none"
+    settled = section.train_tokens if isinstance(section, AddedSection) else "none"
     own = set(settled) if isinstance(settled, list) else set()
     for item in untrained_tokens(base, facts, renderer):
         if item.ends and item.token not in own:
@@ -45,6 +45,6 @@ def token_events(plan: Plan, base: Path, renderer: Renderer) -> list[tuple[str, 
 
 
 def _remedy(section: object, facts: ModelFacts) -> str:
-    if isinstance(section, LoraSection):
+    if isinstance(section, AddedSection):
         return "`adapter.train_tokens: auto`"
     return "`adapter.embeddings: true`" if facts.tied else "`adapter.head: true`"

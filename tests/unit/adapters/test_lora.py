@@ -46,7 +46,7 @@ def test_names_and_values_of_the_base_stay(make, family):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     attach(model)
     after = model.state_dict()
-    assert [name for name in after if ".lora." not in name] == list(before)
+    assert [name for name in after if ".added." not in name] == list(before)
     assert all(torch.equal(after[name], value) for name, value in before.items())
 
 

@@ -280,7 +280,7 @@ def change(folder, **values):
     [
         ({"peft_type": "IA3"}, "`IA3`"),
         ({"peft_type": None}, "`None`"),
-        ({"use_dora": True}, "`use_dora`"),
+        ({"use_qalora": True}, "`use_qalora`"),
         ({"lora_bias": True}, "`lora_bias`"),
         ({"init_lora_weights": "pissa"}, "`pissa`"),
         ({"layer_replication": [[0, 1]]}, "`layer_replication`"),
@@ -295,14 +295,18 @@ def test_anything_but_plain_lora_is_refused_by_name(folder, values, words):
     assert "adapter_config.json" in error.value.where
 
 
-def test_a_dora_folder_of_peft_is_refused(make, tmp_path):
+def test_lengths_of_dora_that_the_configuration_does_not_tell_of_are_refused(make, tmp_path):
     config = peft.LoraConfig(r=4, target_modules=["q_proj"], use_dora=True, task_type="CAUSAL_LM")
     peft.get_peft_model(make(), config).save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="`use_dora`"):
-        read_adapter(tmp_path)
     change(tmp_path, use_dora=False)
     with pytest.raises(ModelError, match="lora_magnitude_vector"):
         read_adapter(tmp_path)
+
+
+def test_lengths_that_are_missing_are_refused(folder):
+    change(folder, use_dora=True)
+    with pytest.raises(ModelError, match=r"has only some of .*\.lora_magnitude_vector"):
+        read_adapter(folder)
 
 
 def test_every_plain_configuration_peft_writes_is_accepted(make, tmp_path):
@@ -343,7 +347,7 @@ def test_half_a_pair_is_refused(folder):
     tensors = load_file(path)
     gone = next(name for name in tensors if name.endswith("lora_B.weight"))
     save_file({name: tensor for name, tensor in tensors.items() if name != gone}, path)
-    with pytest.raises(ModelError, match="only one of A and B"):
+    with pytest.raises(ModelError, match=r"has only some of \.lora_A\.weight, \.lora_B\.weight"):
         read_adapter(folder)
 
 

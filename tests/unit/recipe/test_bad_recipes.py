@@ -82,10 +82,10 @@ def test_unknown_key_without_a_near_one_lists_the_known(refused: Refused) -> Non
 @pytest.mark.parametrize(
     ("more", "hint"),
     [
-        ("adapter: {type: full, rank: 3}\n", "`rank` belongs to `type: lora`; known keys here: type"),
+        ("adapter: {type: full, rank: 3}\n", "`rank` belongs to `type: lora` and `type: gralora`; known keys here: type"),
         (
             "adapter: {type: full, also-train: [x]}\n",
-            "did you mean `also_train`? It belongs to `type: lora`; known keys here: type",
+            "did you mean `also_train`? It belongs to `type: lora` and `type: gralora`; known keys here: type",
         ),
         (
             "objective: {type: clm, loss_on: responses}\n",
@@ -201,7 +201,7 @@ def test_unknown_type_of_a_method(refused: Refused) -> None:
 
 
 def test_unknown_type_without_a_near_one_lists_the_known(refused: Refused) -> None:
-    assert refused("adapter: {type: zzz}\n").hint == "one of: `full`, `partial`, `lora`"
+    assert refused("adapter: {type: zzz}\n").hint == "one of: `full`, `partial`, `lora`, `gralora`"
 
 
 def test_task_without_a_type(refused: Refused) -> None:

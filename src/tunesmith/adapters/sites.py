@@ -1,0 +1,95 @@
+"""Modules that carry the parts of adapters: a linear layer, an embedding, a block.
+
+A site is changed in place: it keeps its identity, name, weights and hooks, and gets a subclass of its own type whose
+``forward`` lets the active parts change what the module gives. Names of the base's parameters therefore stay as they
+were, parts are called ``SITE.added.ADAPTER.…``, and with no part active the forward is the base's own, bit for bit.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+CHILD = "added"
+"""Name of the child of a site that holds its parts."""
+
+
+class Part(nn.Module):
+    """What one adapter adds at one site. Its numbers are fp32 whatever the base's type."""
+
+    def forward(self, x: Tensor, y: Tensor, base_y: Tensor, site: Any) -> Tensor:
+        """Return the site's output with this part's change, in the type of ``y``.
+
+        Args:
+            x: the site's first input.
+            y: the output so far: the base's, changed by the parts before this one.
+            base_y: the base's output.
+            site: the module itself, for its weights.
+        """
+        raise NotImplementedError
+
+    def named(self) -> dict[str, Tensor]:
+        """All numbers of the part by the ending of their name in an adapter's state, such as ``lora_A.weight``."""
+        raise NotImplementedError
+
+    def rebase(self, site: nn.Module) -> None:
+        """The base's weights at the site have changed: another adapter was merged into them."""
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Those of them that train."""
+        return {ending: item for ending, item in self.named().items() if isinstance(item, nn.Parameter)}
+
+
+def add_part(site: nn.Module, name: str, part: Part) -> None:
+    """Give ``site`` an adapter's part; it is inactive until ``set_active``."""
+    if not is_wrapped(site):
+        setattr(site, CHILD, nn.ModuleDict())
+        site.__class__ = _site_class(cast(Any, type(site)))
+        set_active(site, ())
+    own = next(site.parameters(recurse=False), None)
+    own = next(site.parameters()) if own is None else own
+    parts(site)[name] = part.to(own.device).train(site.training)
+
+
+def remove_part(site: nn.Module, name: str) -> None:
+    """Take an adapter's part away; with the last one the site gets its own class back."""
+    set_active(site, tuple(other for other in cast(Any, site).added_active if other != name))
+    del parts(site)[name]
+    if not len(parts(site)):
+        delattr(site, CHILD)
+        del site.added_active
+        site.__class__ = cast(Any, site).added_base_class
+
+
+def parts(site: nn.Module) -> nn.ModuleDict:
+    """Adapter name -> part of a wrapped module."""
+    return cast(nn.ModuleDict, getattr(site, CHILD))
+
+
+def set_active(site: nn.Module, names: tuple[str, ...]) -> None:
+    """Choose the parts that the forward asks, in this order."""
+    cast(Any, site).added_active = names
+
+
+def is_wrapped(module: nn.Module) -> bool:
+    """Whether the module has parts of any adapter."""
+    return hasattr(type(module), "added_base_class")
+
+
+@functools.cache
+def _site_class(base_class: Any) -> type[nn.Module]:
+    @functools.wraps(base_class.forward)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        found = base_class.forward(self, *args, **kwargs)
+        if not self.added_active:
+            return found
+        x = args[0] if args else next(iter(kwargs.values()))
+        y = base_y = found[0] if isinstance(found, tuple) else found
+        for name in self.added_active:
+            y = self.added[name](x, y, base_y, self)
+        return (y, *found[1:]) if isinstance(found, tuple) else y
+
+    members = {"forward": forward, "added_base_class": base_class, "__module__": base_class.__module__}
+    return type(f"Adapted{base_class.__name__}", (base_class,), members)
