@@ -30,6 +30,7 @@ class MemoryStore:
         self.lengths = np.asarray(lengths, dtype=np.int64)
         self.num_rows = len(lengths)
         self.sources = np.zeros(self.num_rows, dtype=np.int16)
+        self.weights = np.ones(self.num_rows, dtype=np.float32)
 
     def row(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Token ids and trained flags."""

@@ -41,6 +41,7 @@ REASON_WORDS = {
     "duplicate_of_test": "The input is also in the test rows, and `data.duplicates` says `drop`.",
     "duplicate_of_validation": "The input is also in the validation rows, and `data.duplicates` says `drop`.",
     "nothing_trained": "No token of the example is a target of the loss.",
+    "wrong_weight": "The column named by `columns.weight` holds no number from 0 to 1,000,000.",
 }
 
 

@@ -96,7 +96,7 @@ class Row:
     """A record with its identity.
 
     ``id`` is stable: a hash of file, line and content. ``source`` is the index of the recipe's source it came from.
-    ``group`` is the value of ``group_by`` where a split asks for it.
+    ``group`` is the value of ``group_by`` where a split asks for it. ``weight`` is what its tokens count in the training loss.
     """
 
     id: str
@@ -104,6 +104,7 @@ class Row:
     source: int
     record: Record
     group: str | None = None
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

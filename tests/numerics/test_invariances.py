@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from tests.loops import make_trainer
+from tests.loops import LENGTHS, make_trainer
 from tunesmith.objectives.next_token import NextToken
 
 CUTS = [
     {"atom_tokens": 4096}, {"atom_tokens": 64}, {"atom_tokens": 33}, {"micro_batch_size": 1}, {"micro_batch_size": 3}
 ]  # fmt: skip
+WEIGHTS = (np.arange(len(LENGTHS)) % 5).astype(np.float32) / 2
 
 
 @pytest.mark.parametrize("scope", ["lora", "lora with tokens", "full"])
@@ -42,12 +44,15 @@ def test_forty_steps_stay_together(tmp_path: Path, scope: str) -> None:
 
 
 @pytest.mark.parametrize("settings", [{"label_smoothing": 0.1}, {"focal_gamma": 2.0}], ids=str)
-def test_losses_of_another_shape_do_not_depend_on_the_cutting(tmp_path: Path, settings: dict[str, float]) -> None:
+def test_weighted_losses_of_another_shape_do_not_depend_on_the_cutting(
+    tmp_path: Path, settings: dict[str, float]
+) -> None:
     found = []
     for number, cut in enumerate(CUTS):
         trainer, recorder = make_trainer(
             tmp_path / str(number), objective=NextToken(**settings), scope="lora with tokens", total_steps=1, **cut
         )
+        trainer.stream.store.weights = WEIGHTS  # type: ignore[attr-defined]
         trainer.run()
         found.append(recorder.facts[0])
     for facts in found[1:]:
@@ -70,5 +75,24 @@ def test_the_loss_is_the_mean_over_all_trained_tokens_of_the_step(tmp_path: Path
             logits = hf(input_ids=tensor, use_cache=False).logits[0, :-1]
             total += torch.nn.functional.cross_entropy(logits, tensor[0, 1:], reduction="sum").item()
             count += tensor.shape[1] - 1
+    trainer.run()
+    assert recorder.facts[0].loss == pytest.approx(total / count, rel=1e-5)
+
+
+def test_a_weighted_step_is_the_weighted_mean_by_plain_cross_entropy(tmp_path: Path) -> None:
+    """Each document alone through transformers; a row of weight 0 changes nothing, one of weight 2 counts twice."""
+    trainer, recorder = make_trainer(tmp_path, total_steps=1, atom_tokens=64)
+    rows = trainer.stream.rows_of(0)  # type: ignore[attr-defined]
+    store = trainer.stream.store  # type: ignore[attr-defined]
+    store.weights = WEIGHTS
+    assert {0.0, 2.0} <= {float(WEIGHTS[row]) for row in rows}
+    total = count = 0.0
+    with trainer.model.plain_attention() as hf, torch.no_grad():
+        for row in rows:
+            tensor = torch.from_numpy(store.row(int(row))[0].astype("int64"))[None]
+            logits = hf(input_ids=tensor, use_cache=False).logits[0, :-1]
+            weight = float(WEIGHTS[row])
+            total += weight * torch.nn.functional.cross_entropy(logits, tensor[0, 1:], reduction="sum").item()
+            count += weight * (tensor.shape[1] - 1)
     trainer.run()
     assert recorder.facts[0].loss == pytest.approx(total / count, rel=1e-5)

@@ -27,8 +27,8 @@ class Watched(NextToken):
     ``most_tokens`` maps steps to the largest pass that fits into memory then.
     """
 
-    def __init__(self, spoil: Mapping[int, float], most_tokens: Mapping[int, int]) -> None:
-        super().__init__()
+    def __init__(self, spoil: Mapping[int, float], most_tokens: Mapping[int, int], **loss: Any) -> None:
+        super().__init__(**loss)
         self.spoil = dict(spoil)
         self.most_tokens = dict(most_tokens)
         self.step = -1
@@ -40,7 +40,7 @@ class Watched(NextToken):
         loss = super().__call__(model, batch, seen)
         total, count = loss.totals["loss"], torch.tensor(float(batch.targets_S.numel()))
         factor = self.spoil.get(self.step, 1.0)
-        return Loss({"loss": total * factor}, {"nats": Mean(total.detach() * factor, count)})
+        return Loss({"loss": total * factor}, {**loss.metrics, "nats": Mean(total.detach() * factor, count)})
 
 
 class Validation:
@@ -94,7 +94,10 @@ class CutAnywhere(PackedStream):
 
 @dataclass(frozen=True)
 class Case:
-    """A run: what ``make_trainer`` takes, weights of the sources, what goes wrong at which step, early stopping, a last touch."""
+    """A run: what ``make_trainer`` takes, weights of the sources, what goes wrong at which step, early stopping, a last touch.
+
+    ``loss`` are settings of the objective; with ``row_weights`` rows weigh 0, 0.5, 1 … in the loss.
+    """
 
     name: str
     settings: dict[str, Any] = field(default_factory=dict)
@@ -104,6 +107,8 @@ class Case:
     patience: int | None = None
     bumps: dict[int, float] = field(default_factory=dict)
     touch: Callable[[Trainer], None] | None = None
+    loss: dict[str, Any] = field(default_factory=dict)
+    row_weights: bool = False
 
 
 @dataclass
@@ -120,13 +125,15 @@ class Made:
 def build(case: Case, folder: Path, stop_at: int | None = None, crash: tuple[int, str] = (-1, "")) -> Made:
     """Set up a case; with ``stop_at`` its run raises ``Cut`` when that many steps are done."""
     said: list[tuple[str, str]] = []
-    objective = Watched(case.spoil, case.most_tokens)
+    objective = Watched(case.spoil, case.most_tokens, **case.loss)
     settings = {"total_steps": STEPS, "checkpoint_every": EVERY, "evaluate_every": 100, "keep_checkpoints": 9}
     trainer, recorder = make_trainer(
         folder, objective=objective, say=lambda *words: said.append(words), **{**settings, **case.settings}
     )
     store = MemoryStore(LENGTHS)
     store.sources = np.arange(store.num_rows) % len(case.source_weights)
+    if case.row_weights:
+        store.weights = (np.arange(store.num_rows) % 5).astype(np.float32) / 2
     stream = CutAnywhere(store, replace(trainer.stream.options, source_weights=case.source_weights))  # type: ignore[attr-defined,arg-type]
     stream.stop_at, stream.objective = stop_at, objective
     trainer.stream = stream

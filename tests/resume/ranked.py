@@ -43,7 +43,7 @@ class Scenario:
 
 def _long(name: str, **settings: Any) -> Case:
     plain = {"total_steps": STEPS, "checkpoint_every": 5, "atom_tokens": 40}
-    more = {key: settings.pop(key) for key in ("spoil", "patience", "bumps") if key in settings}
+    more = {key: settings.pop(key) for key in ("spoil", "patience", "bumps", "loss", "row_weights") if key in settings}
     return Case(name, {**plain, **settings}, **more)
 
 
@@ -61,6 +61,8 @@ SCENARIOS: dict[str, Scenario] = {
         _long("back", spikes=SpikeOptions(action="rollback", window=8, threshold=20.0), spoil={9: 100.0})
     ),
     "early-stopping": Scenario(_long("early", evaluate_every=4, patience=2, bumps={8: 30.0, 12: 30.0})),
+    "smoothed": Scenario(_long("smoothed", loss={"label_smoothing": 0.1}, row_weights=True)),
+    "focal": Scenario(_long("focal", loss={"focal_gamma": 2.0}, row_weights=True)),
     "memory": Scenario(_long("memory", scope="full"), full=6),
     "signal": Scenario(_long("signal"), signal=7),
     "cut-on-two": Scenario(RESUMED, cut=12, folder="cut-on-two"),

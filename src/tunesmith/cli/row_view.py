@@ -43,6 +43,7 @@ class RowView:
         raw: columns as they stood in the file.
         rendered: what the template made of it.
         tokens: of the row as it is stored: with what the context cut away left out.
+        weight: what each trained token counts in the loss.
     """
 
     id: str
@@ -50,12 +51,16 @@ class RowView:
     raw: Mapping[str, Any]
     rendered: str
     tokens: list[Token]
+    weight: float = 1.0
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         tokens = [{"id": token.id, "text": token.text, "trained": token.trained} for token in self.tokens]
         raw = json.loads(json.dumps(dict(self.raw), default=str))
-        return {"id": self.id, "origin": self.origin, "raw": raw, "rendered": self.rendered, "tokens": tokens}
+        return {
+            "id": self.id, "origin": self.origin, "raw": raw, "rendered": self.rendered, "tokens": tokens,
+            "weight": self.weight,
+        }  # fmt: skip
 
     def renderables(self, *, has_colour: bool) -> list[RenderableType]:
         """Parts for a rich console."""
@@ -67,6 +72,8 @@ class RowView:
         legend.append(*_marked(f"{num_trained} trained", True, has_colour))
         legend.append(" and ")
         legend.append(*_marked(f"{len(self.tokens) - num_trained} not trained", False, has_colour))
+        if self.weight != 1.0:
+            legend.append(f"; each trained one weighs {self.weight:g}")
         bold = "bold" if has_colour else ""
         return [
             Text("raw", bold),
@@ -120,7 +127,7 @@ def find_row(recipe: Recipe, prepared: Prepared, renderer: Renderer, split: str,
     row_id, origin = store.row_id(index), store.origin(index)
     found = _read_again(recipe, row_id.partition("#")[0], str(origin))
     rendered = renderer.render(found.row.record).text
-    return RowView(row_id, str(origin), found.raw.values, rendered, tokens)
+    return RowView(row_id, str(origin), found.raw.values, rendered, tokens, float(store.weights[index]))
 
 
 def _read_again(recipe: Recipe, row_id: str, origin: str) -> ReadRow:

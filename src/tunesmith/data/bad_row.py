@@ -18,6 +18,7 @@ Reason = Literal[
     "duplicate_of_test",
     "duplicate_of_validation",
     "nothing_trained",
+    "wrong_weight",
 ]
 """Stable names of row faults, as they stand in the ledger and in rejected.jsonl."""
 

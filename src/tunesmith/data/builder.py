@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -30,6 +31,7 @@ from tunesmith.data.prepared import LEDGER, REJECTED, Split, write_meta
 from tunesmith.data.reading import ReadRow, SourceFiles, read
 from tunesmith.data.rejects import RejectFile
 from tunesmith.data.row_codec import row_to_json, to_line
+from tunesmith.data.row_weights import WeightTally
 from tunesmith.data.splitting import input_key
 from tunesmith.data.store import StoreWriter, TokenStore
 from tunesmith.data.token_roles import RoleTally
@@ -122,6 +124,7 @@ class Builder:
         self._splitter = Splitter(recipe.data)
         self._labels = LabelCounter(renderer.reference)
         self._roles = RoleTally()
+        self._weights = WeightTally()
         self._duplicates: dict[tuple[Split, Split], int] = {}
         self._warnings: dict[str, int] = {}
         self._found: list[dict[str, int]] = []
@@ -195,7 +198,7 @@ class Builder:
         key = input_key(row.record)
         split: Split = self._splitter.assign(item, key) if source.role == "train" else source.role
         if source.role == "train" and self._splitter.by_group:
-            row = Row(row.id, row.origin, row.source, row.record, self._splitter.group_of(item))
+            row = replace(row, group=self._splitter.group_of(item))
         if (repeated := self._splitter.duplicate_of(key, split)) is not None and self._drops(
             item, key, split, repeated
         ):
@@ -236,6 +239,7 @@ class Builder:
             self._ledger.trained += 1
             count.trained += 1
             self._labels.add(row.record)
+            self._weights.add(row.weight)
             return
         if split not in self._records:
             self._records[split] = self._stack.enter_context(NewFile(self._folder / f"{split}.jsonl"))
@@ -286,6 +290,7 @@ class Builder:
                 where=", ".join(source.name for source in self._sources if source.role == "train"),
                 hint=text_row_hint(self._sources) or "add training rows, or lower data.validation and data.test",
             )
+        self._weights.check(", ".join(source.name for source in self._sources if source.role == "train"))
 
     def _close_ledger(self) -> None:
         ledger, store = self._ledger, TokenStore(self._folder / "train")
@@ -297,6 +302,7 @@ class Builder:
             *duplicate_notes(self._duplicates, self._data.duplicates),
             *self._overlong.notes(),
             *warning_notes(self._warnings),
+            *self._weights.notes(),
             *reject_notes(ledger, self._context),
             *self._rejected.notes(),
             *split_notes(ledger, self._sources, self._data),

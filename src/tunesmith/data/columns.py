@@ -124,7 +124,7 @@ def columns_of(name: str, given: tuple[tuple[str, str], ...]) -> dict[str, Colum
 
 def check_field_names(names: Iterable[str]) -> None:
     """Raise DataError for a name that is a field of no format."""
-    known = sorted({field.name for fields in FIELDS.values() for field in fields})
+    known = sorted({field.name for fields in FIELDS.values() for field in fields} | {"weight"})
     for name in names:
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)

@@ -18,6 +18,7 @@ from tunesmith.data.columns import (
     shown_columns,
 )
 from tunesmith.data.message_rows import as_list, check_turns, openai_message, sharegpt_message, tool_schemas
+from tunesmith.data.row_weights import FIELD, content_columns
 from tunesmith.errors import DataError
 from tunesmith.json_values import json_kind, loads
 from tunesmith.recipe.data import FormatName, SourceSection
@@ -158,6 +159,13 @@ def check_columns(first: RawRow, name: str, source: SourceSection) -> None:
                 where=str(first.origin),
                 hint=_missing_hint(field, wanted, first),
             ) from None
+    weight = source.columns.get(FIELD)
+    if weight is not None and weight not in first.values:
+        raise DataError(
+            f"the weights of the rows have no column `{weight}`; the columns are: {shown_columns(first.values)}",
+            where=str(first.origin),
+            hint=_missing_hint(FIELD, weight, first),
+        )
 
 
 def detect(first: Sequence[RawRow], where: str, columns: Mapping[str, str] | None = None) -> FormatName:
@@ -176,8 +184,13 @@ def detect(first: Sequence[RawRow], where: str, columns: Mapping[str, str] | Non
     """
     if not first:
         raise DataError("there are no rows to detect a format from", where=where, hint="name the format in the source")
-    columns = dict(columns or {})
+    weight = (columns or {}).get(FIELD)
+    columns = content_columns(columns or {})
     check_field_names(columns)
+    if weight is not None and not columns:  # the other columns tell the format, as they do where no weight is named
+        first = [
+            RawRow(row.origin, {key: value for key, value in row.values.items() if key != weight}) for row in first
+        ]
     shape = _shape_of_most(first, columns)
     if shape == _PREFERENCE:
         raise DataError(
@@ -235,7 +248,7 @@ def note(name: str, first: RawRow) -> str:
 
 def _columns(name: str, raw: RawRow, source: SourceSection) -> dict[str, Column]:
     try:
-        return columns_of(name, tuple(source.columns.items()))
+        return columns_of(name, tuple(content_columns(source.columns).items()))
     except DataError as error:
         raise DataError(error.what, where=f"{raw.origin.file} [{error.where}]", hint=error.hint) from None
 

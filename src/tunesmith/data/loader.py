@@ -21,7 +21,11 @@ from tunesmith.types import Batch, Step
 
 
 def make_batch(
-    documents: Sequence[tuple[np.ndarray, np.ndarray]], rows: Sequence[int], *, progress: float = 0.0
+    documents: Sequence[tuple[np.ndarray, np.ndarray]],
+    rows: Sequence[int],
+    *,
+    progress: float = 0.0,
+    weights: Sequence[float] | np.ndarray | None = None,
 ) -> Batch:
     """Lay documents side by side.
 
@@ -29,6 +33,7 @@ def make_batch(
         documents: token ids and trained flags of each, equally long; the first token of a document is never a target.
         rows: index of each document's row.
         progress: share of training done, 0 to 1.
+        weights: what each document's tokens count in the loss; None is 1.
     """
     lengths = tuple(len(ids) for ids, _ in documents)
     starts = np.zeros(len(lengths) + 1, dtype=np.int32)
@@ -40,6 +45,7 @@ def make_batch(
     ]
     counts = [len(item) for item in targets]
     target_at_S = np.concatenate(targets)
+    weights_D = np.ones(len(lengths), dtype=np.float32) if weights is None else np.asarray(weights, dtype=np.float32)
     return Batch(
         input_ids_T=torch.from_numpy(ids_T),
         positions_T=torch.from_numpy(positions_T.astype(np.int64)),
@@ -47,7 +53,7 @@ def make_batch(
         lengths=lengths,
         scored_S=torch.from_numpy(target_at_S - 1),
         targets_S=torch.from_numpy(ids_T[target_at_S]),
-        weights_S=torch.ones(len(target_at_S), dtype=torch.float32),
+        weights_S=torch.from_numpy(np.repeat(weights_D, counts)),
         document_S=torch.from_numpy(np.repeat(np.arange(len(lengths)), counts)),
         rows=tuple(int(row) for row in rows),
         progress=progress,
@@ -127,6 +133,7 @@ class PackedStream:
                 [self.store.row(int(rows[index])) for index in members],
                 [int(rows[index]) for index in members],
                 progress=progress,
+                weights=[float(self.store.weights[rows[index]]) for index in members],
             )
             for members in pack(lengths, self.options.atom_tokens, self.options.micro_batch_size)
         ]

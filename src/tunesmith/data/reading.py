@@ -14,6 +14,7 @@ from tunesmith.data.bad_row import BadRow
 from tunesmith.data.formats import FORMATS, check_columns, detect
 from tunesmith.data.layout import Layout
 from tunesmith.data.row_codec import row_id
+from tunesmith.data.row_weights import row_weight
 from tunesmith.data.sources import expand, read_rows, suffix_of
 from tunesmith.errors import DataError
 from tunesmith.recipe.data import SourceSection, SplitSection
@@ -160,9 +161,10 @@ def _read_file(source: SourceFiles, path: Path, shown: str, started: Started) ->
 def _make(raw: RawRow, name: str, source: SourceFiles) -> ReadRow | Rejected:
     try:
         record = FORMATS[name](raw, source.section)
+        weight = row_weight(raw.values, source.section.columns)
     except BadRow as fault:
         return Rejected(raw.origin, fault.reason, fault.detail, raw.values)
-    return ReadRow(Row(row_id(raw.origin, record), raw.origin, source.index, record), raw)
+    return ReadRow(Row(row_id(raw.origin, record), raw.origin, source.index, record, weight=weight), raw)
 
 
 def _shown(path: Path, folder: Path) -> str:

@@ -2,7 +2,7 @@
 
 tokens.bin    uint32, the ids of all rows one after another
 trained.bin   uint8 per token, 1 where the token is a target of the loss
-rows.bin      one fixed record per row: where its tokens start, its length, its identity and origin
+rows.bin      one fixed record per row: where its tokens start, its length, its identity, origin and weight
 store.json    counts and the names of the source files
 """
 
@@ -22,19 +22,19 @@ from tunesmith.errors import RunError
 from tunesmith.files import NewFile, make_folders, read_json, write_json
 from tunesmith.records import Origin, Row
 
-STORE_VERSION = 6
+STORE_VERSION = 7
 """Part of the cache key: raise it whenever stored bytes, formats, splits or the account would come out differently."""
 
 WHOLE = -1
 """Window number of a row that was not cut."""
 
 _TOKENS, _TRAINED, _ROWS, _META = "tokens.bin", "trained.bin", "rows.bin", "store.json"
-_ROW = struct.Struct("<qqQiiiih2xI")
+_ROW = struct.Struct("<qqQiiiih2xIf4x")
 _ROW_DTYPE = np.dtype(
     {
-        "names": ["start", "line", "id", "length", "trained", "file", "window", "source", "row"],
-        "formats": ["<i8", "<i8", "<u8", "<i4", "<i4", "<i4", "<i4", "<i2", "<u4"],
-        "offsets": [0, 8, 16, 24, 28, 32, 36, 40, 44],
+        "names": ["start", "line", "id", "length", "trained", "file", "window", "source", "row", "weight"],
+        "formats": ["<i8", "<i8", "<u8", "<i4", "<i4", "<i4", "<i4", "<i2", "<u4", "<f4"],
+        "offsets": [0, 8, 16, 24, 28, 32, 36, 40, 44, 48],
         "itemsize": _ROW.size,
     }
 )
@@ -71,7 +71,7 @@ class StoreWriter:
         The first token has nothing before it that could predict it, so it is never stored as trained.
 
         Args:
-            row: identity and origin; ``row.id`` is 16 hex digits.
+            row: identity, origin and weight; ``row.id`` is 16 hex digits.
             ids: token ids.
             trained: for each token, whether it is a target.
             window: number of the window from 0 where ``ids`` are a part of the row, else ``WHOLE``.
@@ -87,7 +87,7 @@ class StoreWriter:
         place = row.origin
         lengths = (len(tokens), num_trained)
         record = _ROW.pack(
-            self.num_tokens, place.line, int(row.id, 16), *lengths, file, window, row.source, place.row or 0
+            self.num_tokens, place.line, int(row.id, 16), *lengths, file, window, row.source, place.row or 0, row.weight
         )
         self._tokens.write(tokens.tobytes())
         self._trained.write(mask.tobytes())
@@ -132,6 +132,7 @@ class TokenStore:
         lengths: tokens of each row, int64 [rows].
         trained_lengths: targets of each row, int64 [rows].
         sources: index of the recipe's source of each row, int16 [rows].
+        weights: what each row counts in the loss, float32 [rows].
 
     Raises:
         TornStore: a file is missing or has the wrong size.
@@ -153,6 +154,7 @@ class TokenStore:
         self.lengths: npt.NDArray[np.int64] = self._rows["length"].astype(np.int64)
         self.trained_lengths: npt.NDArray[np.int64] = self._rows["trained"].astype(np.int64)
         self.sources: npt.NDArray[np.int16] = self._rows["source"].astype(np.int16)
+        self.weights: npt.NDArray[np.float32] = self._rows["weight"].astype(np.float32)
         self._check()
 
     def row(self, index: int) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.bool_]]:

@@ -22,6 +22,7 @@ from tunesmith.data.length_bound import tokens_beyond
 from tunesmith.data.notes import document_notes
 from tunesmith.data.packing import windows
 from tunesmith.data.reading import DETECTION_ROWS, resolve
+from tunesmith.data.row_weights import row_weight
 from tunesmith.errors import DataError
 from tunesmith.planning.row_sample import FileSample
 from tunesmith.planning.settings import Counts
@@ -220,10 +221,12 @@ def _record(row: RawRow | Rejected, section: SourceSection, name: str, tally: _T
         tally.reject(row)
         return None
     try:
-        return FORMATS[name](row, section)
+        record = FORMATS[name](row, section)
+        row_weight(row.values, section.columns)
     except BadRow as fault:
         tally.reject(Rejected(row.origin, fault.reason, fault.detail))
         return None
+    return record
 
 
 def _characters(record: Record) -> int:

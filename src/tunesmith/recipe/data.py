@@ -22,7 +22,8 @@ class SourceSection(Section):
     format: FormatName = "auto"
     """Shape of the rows; ``auto`` detects it from the columns and says what it found."""
     columns: dict[str, str] = Field(default_factory=dict)
-    """Field of the format -> column name, or a template such as ``"{title}\\n{body}"``."""
+    """Field of the format -> column name, or a template such as ``"{title}\\n{body}"``. The field ``weight``, which every
+    format has, is what the row's tokens count in the training loss, 0 to 1,000,000; none is read unless it is named here."""
     row: TextRow = "file"
     """What one row of a ``.txt`` file is; splits hold out whole rows. Blank lines part paragraphs and are no rows."""
     header: bool = True
