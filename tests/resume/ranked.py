@@ -43,8 +43,16 @@ class Scenario:
 
 def _long(name: str, **settings: Any) -> Case:
     plain = {"total_steps": STEPS, "checkpoint_every": 5, "atom_tokens": 40}
-    more = {key: settings.pop(key) for key in ("spoil", "patience", "bumps", "loss", "row_weights") if key in settings}
+    more = {
+        key: settings.pop(key)
+        for key in ("spoil", "patience", "bumps", "loss", "row_weights", "touch")
+        if key in settings
+    }
     return Case(name, {**plain, **settings}, **more)
+
+
+def _noise(trainer: Any) -> None:
+    trainer.model.add_embedding_noise(5.0)
 
 
 RESUMED = _long("resumed", scope="full")
@@ -61,6 +69,7 @@ SCENARIOS: dict[str, Scenario] = {
         _long("back", spikes=SpikeOptions(action="rollback", window=8, threshold=20.0), spoil={9: 100.0})
     ),
     "early-stopping": Scenario(_long("early", evaluate_every=4, patience=2, bumps={8: 30.0, 12: 30.0})),
+    "neftune": Scenario(_long("neftune", touch=_noise)),
     "smoothed": Scenario(_long("smoothed", loss={"label_smoothing": 0.1}, row_weights=True)),
     "focal": Scenario(_long("focal", loss={"focal_gamma": 2.0}, row_weights=True)),
     "memory": Scenario(_long("memory", scope="full"), full=6),

@@ -37,6 +37,11 @@ def _dead_layer(trainer: Trainer) -> None:
             parameter.register_hook(torch.zeros_like)
 
 
+def _noise(trainer: Trainer) -> None:
+    """NEFTune's noise on the embeddings."""
+    trainer.model.add_embedding_noise(5.0)
+
+
 def _spikes(action: Any, **more: Any) -> dict[str, Any]:
     return {"spikes": SpikeOptions(**{"action": action, "window": 4, "threshold": 3.0, **more})}
 
@@ -71,6 +76,7 @@ CASES = [
     Case("memory-ran-out-twice", {"scope": "full"}, most_tokens={2: 90, 5: 40}),
     Case("early-stopping", {"evaluate_every": 2}, patience=2, bumps={4: 30.0, 6: 30.0}),
     Case("smoothed-and-weighted", {"dropout": 0.1}, loss={"label_smoothing": 0.1}, row_weights=True),
+    Case("neftune", {"atom_tokens": 33}, touch=_noise),
     Case("focal", {"scope": "full", "atom_tokens": 33}, loss={"focal_gamma": 2.0}),
     Case("no-stop-in-time", {"evaluate_every": 2, "dropout": 0.1}, patience=3, bumps={4: 30.0, 6: 30.0}),
 ]  # fmt: skip

@@ -80,7 +80,9 @@ def test_one_step_is_that_of_one_process(folder: Path, tmp_path: Path, name: str
     assert found["facts"][0]["grad_norm"] == pytest.approx(alone["facts"][0]["grad_norm"], rel=1e-5)
 
 
-@pytest.mark.parametrize("name", ["adamw", "sgd", "one-pass", "dropout", "early-stopping", "smoothed", "focal"])
+@pytest.mark.parametrize(
+    "name", ["adamw", "sgd", "one-pass", "dropout", "early-stopping", "smoothed", "focal", "neftune"]
+)
 def test_twenty_steps_stay_with_those_of_one_process(folder: Path, tmp_path: Path, name: str) -> None:
     """With ``one-pass`` a rank has nothing to do and joins all the same; dropout's masks belong to passes, not to ranks."""
     found, alone = _both(folder, name), _alone(tmp_path, name)

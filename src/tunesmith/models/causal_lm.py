@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tunesmith.errors import ModelError
 from tunesmith.models.attention import NAME, layout_of
+from tunesmith.models.embedding_noise import EmbeddingNoise
 from tunesmith.models.head import Head, token_logprob
 from tunesmith.models.token_rows import trained_rows
 from tunesmith.types import Batch, Outputs
@@ -28,6 +29,7 @@ class CausalLM(nn.Module):
     def __init__(self, hf: nn.Module) -> None:
         super().__init__()
         self.hf: Any = hf
+        self.noise: EmbeddingNoise | None = None
         self.use_packs()
 
     @property
@@ -39,6 +41,10 @@ class CausalLM(nn.Module):
     def use_packs(self) -> None:
         """Run attention over packs (training, scoring)."""
         _set_attention(self.hf, NAME)
+
+    def add_embedding_noise(self, alpha: float) -> None:
+        """From here on passes in training mode read their tokens with noise (NEFTune)."""
+        self.noise = EmbeddingNoise(self.hf.get_input_embeddings(), alpha)
 
     def recompute_activations(self) -> None:
         """Keep only each layer's input and run the layer again in the backward pass."""
@@ -71,9 +77,13 @@ class CausalLM(nn.Module):
         """Last hidden states ``[T, H]`` of a pack."""
         base = getattr(self.hf, self.hf.base_model_prefix)
         pack = layout_of(batch.starts_D1, batch.lengths)
+        if self.noise is not None:
+            self.noise.lengths = batch.lengths if self.training else None
         result = base(
             input_ids=batch.input_ids_T[None], position_ids=batch.positions_T[None], use_cache=False, pack=pack
         )
+        if self.noise is not None:  # generation reads the same embedding
+            self.noise.lengths = None
         hidden_TH: Tensor = result.last_hidden_state[0]
         return hidden_TH
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import ModelError
 from tunesmith.models import config_file, names
+from tunesmith.models.dropout import dropout_rates
 from tunesmith.models.weights import TensorInfo, read_tensors
 
 MOST_SIZE = 1 << 40
@@ -31,6 +32,7 @@ class ModelFacts:
     ``tensors`` maps parameter names as transformers' module has them to shapes; a tied head and buffers are left out, so
     ``num_parameters`` counts each parameter once. ``dtype`` is ``fp32``, ``bf16`` or ``fp16``, that of most bytes.
     ``embedding_rows`` is what a token id may reach at most, minus one. ``dropped_fields`` of config.json are not obeyed.
+    ``dropout`` maps the kinds that the family has (``attention``, ``hidden``, ``embedding``) to the configuration's rates.
     """
 
     architecture: str
@@ -54,6 +56,7 @@ class ModelFacts:
     sliding_window: int | None
     tensors: Mapping[str, tuple[int, ...]]
     dropped_fields: tuple[str, ...]
+    dropout: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def is_causal_lm(self) -> bool:
@@ -113,6 +116,7 @@ def read_facts(folder: Path) -> ModelFacts:
         sliding_window=_sliding_window(config, size),
         tensors=shapes,
         dropped_fields=config_file.dropped(whole),
+        dropout=dropout_rates(config, model_type),
     )
     _check_together(folder, facts)
     return facts

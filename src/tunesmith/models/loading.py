@@ -6,7 +6,7 @@ import json
 import logging
 import math
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 from tunesmith.errors import ModelError
 from tunesmith.models import config_file
 from tunesmith.models.causal_lm import CausalLM
+from tunesmith.models.dropout import dropout_keys
 from tunesmith.models.facts import read_facts
 from tunesmith.models.weights import INDEX, SINGLE, weight_files
 
@@ -32,8 +33,12 @@ _FREE_ELEMENTS = 1 << 26
 """Beyond one and a half times what is stored and 64 million numbers, a config does not describe the weights beside it."""
 
 
-def read_config(folder: Path) -> Any:
+def read_config(folder: Path, dropout: Mapping[str, float] | None = None) -> Any:
     """Configuration of a model folder without the fields that could run code or choose files.
+
+    Args:
+        folder: of the model.
+        dropout: kind to rate, of the kinds that the family has; see ``models.dropout``.
 
     Raises:
         ModelError: missing, not JSON, or an architecture that transformers does not have.
@@ -41,7 +46,11 @@ def read_config(folder: Path) -> Any:
     values = config_file.obeyed(config_file.read_config(folder))
     kind = values.pop("model_type", None)
     try:
-        return AutoConfig.for_model(kind, **values)
+        config = AutoConfig.for_model(kind, **values)
+        inner = config.get_text_config()
+        for name, rate in (dropout or {}).items():
+            setattr(inner, dropout_keys(inner.model_type)[name], rate)
+        return config
     except Exception as error:  # the classes of transformers fail on wrong values in every way there is
         raise ModelError(
             f"model type `{kind}` does not open with the installed transformers {transformers_version}: {_first(error)}",
@@ -51,7 +60,12 @@ def read_config(folder: Path) -> Any:
 
 
 def load_model(
-    folder: Path, *, device: str = "cpu", dtype: torch.dtype = torch.float32, check: bool = True
+    folder: Path,
+    *,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    check: bool = True,
+    dropout: Mapping[str, float] | None = None,
 ) -> CausalLM:
     """Load a causal language model from a folder in Hugging Face layout.
 
@@ -60,12 +74,13 @@ def load_model(
         device: where the weights go.
         dtype: of all parameters.
         check: compare the facade with the model's own forward (milliseconds for small models).
+        dropout: rates in training that replace the configuration's, by kind.
 
     Raises:
         ModelError: no such architecture, missing or unexpected weights, unknown logits.
     """
     stored = read_facts(folder).num_parameters
-    config = read_config(folder)
+    config = read_config(folder, dropout)
     _quiet()
     try:
         _refuse_larger(config, stored, folder)

@@ -14,6 +14,7 @@ from tunesmith.models.facts import ModelFacts, read_facts
 from tunesmith.models.locate import ModelFolder, check_weights, locate
 from tunesmith.planning import defaults, memory, speeds
 from tunesmith.planning.cost import Time, disk_bytes, energy, passes, price, run_flops, run_time
+from tunesmith.planning.dropout import dropout_notes
 from tunesmith.planning.early_stopping import early_stopping_notes
 from tunesmith.planning.losses import loss_notes
 from tunesmith.planning.machine import Machine, detect
@@ -178,6 +179,7 @@ def make_plan(
     notes = [*_model_notes(facts), *said, *_count_notes(counts), *wide_rank_notes(facts, scope), *loss_notes(recipe)]
     settings, values = settle(recipe, facts, machine, counts, context)
     values |= tokens
+    notes += dropout_notes(recipe, facts, settings)
     settings, needed, values["training.atom_tokens"], values["training.recompute"] = fit_to_memory(
         facts, scope, settings, counts, machine.available_bytes, recipe.training.recompute
     )

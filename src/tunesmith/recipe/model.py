@@ -9,6 +9,21 @@ from pydantic import BeforeValidator, Field
 from tunesmith.recipe.section import Section
 
 
+class DropoutSection(Section):
+    """Dropout of the base while it trains, in place of what its configuration says. A family has some of the kinds, or none."""
+
+    attention: float | None = Field(default=None, ge=0.0, lt=1.0)
+    """On attention weights; unset leaves the model's own rate."""
+    hidden: float | None = Field(default=None, ge=0.0, lt=1.0)
+    """On what each layer adds to the residual stream; unset leaves the model's own rate."""
+    embedding: float | None = Field(default=None, ge=0.0, lt=1.0)
+    """On the embedded tokens; unset leaves the model's own rate."""
+
+    def rates(self) -> dict[str, float]:
+        """Kind to rate, those that are given."""
+        return {kind: rate for kind, rate in self.model_dump().items() if rate is not None}
+
+
 class ModelSection(Section):
     """The base model. A bare string is its ``name``."""
 
@@ -20,6 +35,8 @@ class ModelSection(Section):
     """Path of a Jinja chat template that replaces the model's own."""
     date: str = "2026-01-01"
     """Day shown to templates that ask for the clock, ISO format; never today's."""
+    dropout: DropoutSection = DropoutSection()
+    """Rates of dropout in training; what is unset is as the model's configuration says."""
 
 
 def _from_name(value: Any) -> Any:

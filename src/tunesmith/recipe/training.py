@@ -49,6 +49,8 @@ class TrainingSection(Section):
     """Below 1: share of all steps; an integer: steps."""
     decay_share: float = Field(default=0.2, gt=0.0, le=1.0)
     """Share of the steps after warm-up in which ``wsd`` falls to zero."""
+    neftune_alpha: float | None = Field(default=None, gt=0.0)
+    """Noise on the embeddings that training reads (NEFTune), alpha / sqrt(length x width) at most; 5 is usual, unset is none."""
     weight_decay: float = Field(default=0.01, ge=0.0)
     """Decoupled decay of matrices; vectors (norms, biases) and embeddings are not decayed."""
     clip: float | None = Field(default=1.0, gt=0.0)

@@ -296,7 +296,8 @@ def _how_far(trainer: Trainer) -> dict[str, Any]:
 
 def _has_dropout(model: CausalLM, recipe: Recipe) -> bool:
     layers = any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
-    return layers or getattr(recipe.adapter, "dropout", 0.0) > 0
+    attention = any(getattr(module, "attention_dropout", 0.0) > 0 for module in model.modules())
+    return layers or attention or model.noise is not None or getattr(recipe.adapter, "dropout", 0.0) > 0
 
 
 def _short(value: float) -> float | None:

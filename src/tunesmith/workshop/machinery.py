@@ -54,17 +54,20 @@ def weights_dtype(settings: Settings) -> torch.dtype:
     return DTYPES[settings.weights_dtype]
 
 
-def load_base(folder: Path, settings: Settings) -> CausalLM:
-    """The recipe's base on the plan's device and in the plan's type."""
+def load_base(folder: Path, recipe: Recipe, settings: Settings) -> CausalLM:
+    """The recipe's base on the plan's device and in the plan's type, with the recipe's dropout."""
     torch.set_num_threads(settings.threads)
-    return load_model(folder, device=settings.device, dtype=weights_dtype(settings))
+    rates = recipe.model.dropout.rates()
+    return load_model(folder, device=settings.device, dtype=weights_dtype(settings), dropout=rates)
 
 
 def attach(model: CausalLM, recipe: Recipe, settings: Settings) -> Adapter:
-    """Attach the recipe's adapter, freeze the rest, and switch recomputation as planned."""
+    """Attach the recipe's adapter, freeze the rest, and switch noise and recomputation as planned."""
     adapter = build(recipe.adapter, recipe.seed)
     adapter.attach(model.hf)
     model.to(settings.device)
+    if recipe.training.neftune_alpha is not None:
+        model.add_embedding_noise(recipe.training.neftune_alpha)
     if settings.recompute:
         model.recompute_activations()
     return adapter

@@ -207,7 +207,7 @@ class _Repetition:
             )
         self._find_start()
         use_deterministic(settings.deterministic)
-        self.model = load_base(self.base.path, settings)
+        self.model = load_base(self.base.path, self.recipe, settings)
         here = environment(self.recipe.folder, settings)
         self.differs = environment_differences(self.facts, here)
         if self.copy.environment_path.exists():

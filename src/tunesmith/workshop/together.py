@@ -85,7 +85,7 @@ def _obey(orders: dict[str, Any], recipe: Recipe, run: RunFolder, fork: str | No
                 hint="all ranks must see the same files: put them on a disk that they share",
             )
     use_deterministic(settings.deterministic)
-    model = load_base(base.path, settings)
+    model = load_base(base.path, recipe, settings)
     adapter = attach(model, plan.resolved, settings)
     fit = Fit(
         recipe, plan, settings, run, data, renderer, orders["identity"], SilentProgress(), lambda kind, text: None,

@@ -138,7 +138,7 @@ class _Job(Start):
         self.scoring = Scoring(self.recipe.evaluation, self.data, self.renderer, self.recipe.seed, self.progress)
         use_deterministic(self.settings.deterministic)
         self.meter = MemoryMeter(torch.device(self.settings.device))
-        self.model = load_base(self.base.path, self.settings)
+        self.model = load_base(self.base.path, self.recipe, self.settings)
         if self.fork is not None and not self.run.environment_path.exists():
             self.fork.require_fit(self.model, self.plan.resolved)
 
