@@ -101,6 +101,22 @@ def load_model(
     except Exception as error:  # the classes of transformers fail on wrong values in every way there is
         raise ModelError(f"the model does not load: {_first(error)}", where=str(folder), hint=_BELONG) from error
     hf.name_or_path = hf.config.name_or_path = str(folder)
+    _refuse_other_weights(hf, report, folder)
+    hf.to(device)
+    _check_weights(hf, folder)
+    hf.config.use_cache = False
+    model = CausalLM(hf)
+    if check:
+        model.check_facade(where=str(folder))
+    return model
+
+
+def _refuse_other_weights(hf: Any, report: Mapping[str, Any], folder: Path) -> None:
+    """Refuse weights of another shape than config.json says, and missing ones.
+
+    Raises:
+        ModelError: names the first.
+    """
     if mismatched := report.get("mismatched_keys"):
         name, stored, wanted = sorted(mismatched)[0]
         raise ModelError(
@@ -116,13 +132,6 @@ def load_model(
             where=str(folder),
             hint="the folder may be incomplete: copy it again",
         )
-    hf.to(device)
-    _check_weights(hf, folder)
-    hf.config.use_cache = False
-    model = CausalLM(hf)
-    if check:
-        model.check_facade(where=str(folder))
-    return model
 
 
 @torch.no_grad()
