@@ -6,30 +6,26 @@ an adapter that loads must give the logits it gave where it was trained.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor, nn
 
-from tunesmith.adapters import lora_layer, parameters, peft_patterns, targets
+from tunesmith.adapters import lora_layer, peft_patterns, stored, targets
 from tunesmith.adapters.added import AddedAdapter
-from tunesmith.adapters.linear import LinearAdapter
 from tunesmith.adapters.peft_layout import PREFIX, ROWS_KEY
 from tunesmith.adapters.peft_methods import METHODS, PeftMethod
-from tunesmith.adapters.trained_tokens import SUFFIX, require_rows, token_matrices
+from tunesmith.adapters.stored import CONFIGURATION, MERGE_THERE, SAVE_AGAIN, WEIGHTS, Rows, StoredAdapter
+from tunesmith.adapters.trained_tokens import SUFFIX
 from tunesmith.errors import ModelError, RecipeError
 from tunesmith.files import write_bytes, write_json
-from tunesmith.foreign import read_object
-from tunesmith.models import token_rows
 from tunesmith.models.links import refuse_links_out
-from tunesmith.recipe.low_rank import LowRankSection
+from tunesmith.recipe.low_rank import AddedSection, LowRankSection
 
-CONFIGURATION = "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
+__all__ = ["CONFIGURATION", "WEIGHTS", "AdapterSettings", "attach_read", "read_adapter", "write_adapter"]
 
 _PLAIN_STARTS = (True, False, None, "gaussian", "eva")
 """Starts that leave the base weights alone; a loaded adapter overwrites A and B."""
@@ -60,25 +56,32 @@ _WITHOUT_EFFECT = frozenset(
 )
 """Keys that only say which modules there are, which the tensors' names say again, or that matter while training."""
 
-_SAVE_AGAIN = "the file is torn or written by hand: save the adapter again with PEFT (`save_pretrained`)"
-_MERGE_THERE = "merge it with PEFT and load the merged model"
 
-
-@dataclass(frozen=True)
-class AdapterSettings:
-    """A read adapter's settings.
-
-    ``method`` is PEFT's; ``section`` has them as a recipe would; ``ranks`` has the truth per layer, (rank, alpha), ``rows`` that per embedding
-    or head, the token ids whose rows train; ``base`` is the model that the folder names, or empty; ``source`` is the file
-    of the tensors, for messages.
-    """
+@dataclass(frozen=True, kw_only=True)
+class AdapterSettings(StoredAdapter):
+    """A read adapter on linear layers: ``method`` is PEFT's, ``ranks`` has the truth per layer, (rank, alpha)."""
 
     section: LowRankSection
     ranks: dict[str, tuple[int, float]]
-    base: str = ""
-    source: str = WEIGHTS
-    rows: dict[str, tuple[int, ...]] = field(default_factory=dict)
     method: PeftMethod = METHODS["LORA"]
+
+    def require_fit(self, model: nn.Module, state: Mapping[str, Tensor]) -> None:
+        """Each layer must be there, and as wide as the parts."""
+        layers = targets.linear_layers(model)
+        for layer, (rank, _) in self.ranks.items():
+            if layer not in layers:
+                raise ModelError(
+                    f"the adapter has a part for `{layer}`, which is no adaptable layer of this model",
+                    where=self.source,
+                    hint=f"it was trained on `{self.base or 'another model'}`; output heads cannot carry LoRA here",
+                )
+            shapes = self.method.shapes(self.section, rank, *lora_layer.widths(layers[layer]))
+            for ending, shape in shapes.items():
+                stored.check_shape(self, layer + ending, state, shape)
+
+    def build(self, section: AddedSection, rows: Rows) -> AddedAdapter:
+        """The method's adapter with the ranks that were read."""
+        return self.method.build(cast(LowRankSection, section), self.ranks, rows)
 
 
 def write_adapter(folder: Path, adapter: AddedAdapter, base_name: str) -> list[str]:
@@ -95,7 +98,7 @@ def write_adapter(folder: Path, adapter: AddedAdapter, base_name: str) -> list[s
     return adapter.export_notes()
 
 
-def read_adapter(folder: Path) -> tuple[AdapterSettings, dict[str, Tensor]]:
+def read_adapter(folder: Path) -> tuple[StoredAdapter, dict[str, Tensor]]:
     """Read an adapter folder, ours or PEFT's.
 
     Returns:
@@ -106,12 +109,18 @@ def read_adapter(folder: Path) -> tuple[AdapterSettings, dict[str, Tensor]]:
         ModelError: no adapter there, torn files, pickled weights, or another method.
     """
     refuse_links_out(folder)
-    configuration = _read_configuration(folder / CONFIGURATION)
+    configuration = stored.read_configuration(folder / CONFIGURATION)
+    read = READERS.get(str(configuration.get("peft_type")), _read_linear)
+    return read(folder, configuration)
+
+
+def _read_linear(folder: Path, configuration: Mapping[str, Any]) -> tuple[StoredAdapter, dict[str, Tensor]]:
+    """A method of ``METHODS``; refuses others."""
     where = str(folder / CONFIGURATION)
     method = _method(configuration, where)
-    state, layers = _sort(_read_tensors(folder), method, configuration, str(folder / WEIGHTS))
+    state, layers = _sort(stored.read_adapter_tensors(folder), method, configuration, str(folder / WEIGHTS))
     beside = [key for key in state if not key.endswith((*method.endings(configuration), SUFFIX))]
-    rows = _rows(configuration.get("trainable_token_indices"), state, where)
+    rows = stored.read_rows(configuration.get("trainable_token_indices"), state, f"{where} [trainable_token_indices]")
     try:
         section = method.section_type(
             rank=configuration.get("r", 8),
@@ -123,60 +132,25 @@ def read_adapter(folder: Path) -> tuple[AdapterSettings, dict[str, Tensor]]:
             **method.section(configuration),
         )
     except RecipeError as error:
-        raise ModelError(
-            f"a value of the adapter cannot be used: {error.what}", where=where, hint=_SAVE_AGAIN
-        ) from None
+        raise ModelError(f"a value of the adapter cannot be used: {error.what}", where=where, hint=SAVE_AGAIN) from None
     alphas = _alphas(configuration.get("alpha_pattern"), layers, section.alpha, where)
     ranks = {layer: (rank, alphas[layer]) for layer, rank in layers.items()}
     base = str(configuration.get("base_model_name_or_path") or "")
-    return AdapterSettings(section, ranks, base, str(folder / WEIGHTS), rows, method), state
+    settings = AdapterSettings(
+        section=section, ranks=ranks, base=base, source=str(folder / WEIGHTS), rows=rows, method=method
+    )
+    return settings, state
 
 
 def attach_read(
-    model: nn.Module, settings: AdapterSettings, state: Mapping[str, Tensor], name: str = "default"
-) -> LinearAdapter:
+    model: nn.Module, settings: StoredAdapter, state: Mapping[str, Tensor], name: str = "default"
+) -> AddedAdapter:
     """Attach a read adapter to a model; with it active the logits are those of PEFT.
 
     Raises:
         ModelError: the adapter belongs to another model (layers or shapes differ), or unties weights that are tied here.
     """
-    layers = targets.linear_layers(model)
-    for layer, (rank, _) in settings.ranks.items():
-        if layer not in layers:
-            raise ModelError(
-                f"the adapter has a part for `{layer}`, which is no adaptable layer of this model",
-                where=settings.source,
-                hint=f"it was trained on `{settings.base or 'another model'}`; output heads cannot carry LoRA here",
-            )
-        shapes = settings.method.shapes(settings.section, rank, *lora_layer.widths(layers[layer]))
-        for ending, shape in shapes.items():
-            _check_shape(settings, layer + ending, state, shape)
-    beside = _untied(model, settings, state)
-    rows, values = _fitting_rows(model, settings, state)
-    state = {**state, **values}
-    section = settings.section.model_copy(update={"also_train": list(beside)})
-    adapter = settings.method.build(section, settings.ranks, rows)
-    try:
-        adapter.attach(model, name)
-    except RecipeError as error:
-        raise ModelError(f"the adapter does not fit: {error.what}", where=settings.source, hint=error.hint) from None
-    fitted = {}
-    for key, own in adapter.state().items():
-        given = beside[key] if key in beside else state[key]
-        if key in beside and given.dtype != own.dtype:
-            adapter.notes.append(f"`{key}` is stored as {given.dtype} and was cast to the model's {own.dtype}")
-        fitted[key] = given.to(own.dtype)
-    adapter.load_state(fitted)
-    return adapter
-
-
-def _read_configuration(path: Path) -> dict[str, Any]:
-    try:
-        return read_object(path)
-    except FileNotFoundError:
-        raise ModelError(
-            "this folder holds no adapter", where=str(path), hint=f"an adapter has {CONFIGURATION} and {WEIGHTS}"
-        ) from None
+    return stored.attach_stored(model, settings, state, name)
 
 
 def _method(configuration: Mapping[str, Any], where: str) -> PeftMethod:
@@ -184,9 +158,9 @@ def _method(configuration: Mapping[str, Any], where: str) -> PeftMethod:
     method = METHODS.get(str(configuration.get("peft_type")))
     if method is None:
         raise ModelError(
-            f"the adapter's method is `{configuration.get('peft_type')}`, only {', '.join(f'`{name}`' for name in METHODS)} are read",
+            f"the adapter's method is `{configuration.get('peft_type')}`, only {', '.join(f'`{name}`' for name in [*METHODS, *READERS])} are read",
             where=f"{where} [peft_type]",
-            hint=_MERGE_THERE,
+            hint=MERGE_THERE,
         )
     start = configuration.get("init_lora_weights", True)
     if start not in _PLAIN_STARTS:
@@ -201,27 +175,9 @@ def _method(configuration: Mapping[str, Any], where: str) -> PeftMethod:
         raise ModelError(
             f"the adapter uses `{key}`, which Tunesmith's {method.title} does not have",
             where=f"{where} [{key}]",
-            hint=_MERGE_THERE,
+            hint=MERGE_THERE,
         )
     return method
-
-
-def _read_tensors(folder: Path) -> dict[str, Tensor]:
-    path = folder / WEIGHTS
-    if not path.is_file():
-        if (folder / "adapter_model.bin").exists():
-            raise ModelError(
-                "the adapter's weights are pickled, and reading a pickle can run code",
-                where=str(folder / "adapter_model.bin"),
-                hint=f"save it again with PEFT (`save_pretrained`), which writes {WEIGHTS}",
-            )
-        raise ModelError("the adapter has no weights", where=str(path), hint="copy the whole folder again")
-    try:
-        return dict(load_file(path))
-    except Exception as error:  # safetensors, and torch for types that it does not have
-        raise ModelError(
-            f"the adapter's weights cannot be read: {error}", where=str(path), hint="the file is torn: copy it again"
-        ) from None
 
 
 def _sort(
@@ -241,7 +197,7 @@ def _sort(
             raise ModelError(
                 f"`{key[:80]}` of shape {tuple(tensor.shape)} is no part of a {method.title} adapter",
                 where=where,
-                hint=_SAVE_AGAIN,
+                hint=SAVE_AGAIN,
             )
         if ending == endings[0]:
             layers[key.removesuffix(ending)] = method.rank(tensor)
@@ -249,7 +205,7 @@ def _sort(
             raise ModelError(
                 f"the adapter holds `{full}`, which {method.title} on linear layers does not have",
                 where=where,
-                hint=_MERGE_THERE,
+                hint=MERGE_THERE,
             )
         state[key] = tensor
     if not layers:
@@ -269,57 +225,6 @@ def _sort(
     return state, layers
 
 
-def _rows(given: Any, state: Mapping[str, Tensor], where: str) -> dict[str, tuple[int, ...]]:
-    """Matrix -> token ids, from PEFT's list (for the one matrix that has rows) or mapping of name endings to lists."""
-    where = f"{where} [trainable_token_indices]"
-    owners = [key.removesuffix(SUFFIX) for key in state if key.endswith(SUFFIX)]
-    rows: dict[str, tuple[int, ...]] = {}
-    for owner in owners:
-        ids = given
-        if isinstance(given, dict):
-            ids = next((given[end] for end in given if owner.endswith(end)), None)
-        whole = isinstance(ids, list) and all(type(token) is int and token >= 0 for token in ids)
-        if not whole or len(set(ids)) != len(ids) or len(ids) != len(state[owner + SUFFIX]):
-            raise ModelError(
-                f"the rows of `{owner}` do not fit the token ids that the adapter names for it",
-                where=where,
-                hint=_SAVE_AGAIN,
-            )
-        rows[owner] = tuple(ids)
-    if given and not owners:
-        raise ModelError("the adapter names tokens, but holds no rows for them", where=where, hint=_SAVE_AGAIN)
-    return rows
-
-
-def _fitting_rows(
-    model: nn.Module, settings: AdapterSettings, state: Mapping[str, Tensor]
-) -> tuple[dict[str, tuple[int, ...]], dict[str, Tensor]]:
-    """Token rows by the matrices of this model, a tied one once; refuses what the model cannot have."""
-    matrices = token_matrices(model)
-    tied = {name for name, module in model.named_modules() if any(module in layers[1:] for layers in matrices.values())}
-    hint = f"it was trained on `{settings.base or 'another model'}`"
-    values: dict[str, Tensor] = {}
-    for owner, ids in settings.rows.items():
-        if owner not in matrices:
-            why = (
-                "apart from the embedding; this model ties them"
-                if owner in tied
-                else "and this model has no such matrix"
-            )
-            raise ModelError(
-                f"the adapter trains rows of `{owner}` {why}", where=settings.source, hint=f"{hint}; {_MERGE_THERE}"
-            )
-        width = token_rows.width(matrices[owner][0])
-        key = f"{owner}{SUFFIX}"
-        _check_shape(settings, key, state, (len(ids), width))
-        values[key] = state[key].float()
-    try:
-        require_rows(matrices, settings.rows)
-    except RecipeError as error:
-        raise ModelError(f"the adapter does not fit: {error.what}", where=settings.source, hint=hint) from None
-    return settings.rows, values
-
-
 def _alphas(patterns: Any, layers: Mapping[str, int], default: float, where: str) -> dict[str, float]:
     """The alpha of each layer."""
     try:
@@ -335,33 +240,5 @@ def _alphas(patterns: Any, layers: Mapping[str, int], default: float, where: str
     return {layer: peft_patterns.first_match(known, layer, default) for layer in layers}
 
 
-def _check_shape(settings: AdapterSettings, key: str, state: Mapping[str, Tensor], expected: tuple[int, ...]) -> None:
-    if tuple(state[key].shape) != expected:
-        raise ModelError(
-            f"`{key}` has shape {tuple(state[key].shape)}, this model needs {expected}",
-            where=settings.source,
-            hint="the adapter belongs to another model",
-        )
-
-
-def _untied(model: nn.Module, settings: AdapterSettings, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Fully trained parameters by stable name, each once; refuses copies of a tied weight that differ."""
-    names = parameters.own_names(model)
-    beside: dict[str, Tensor] = {}
-    for key in settings.section.also_train:
-        if key not in names:
-            raise ModelError(
-                f"the adapter holds `{key}`, which is no parameter of this model",
-                where=settings.source,
-                hint=f"it was trained on `{settings.base or 'another model'}`",
-            )
-        _check_shape(settings, key, state, tuple(names[key].shape))
-        tied = parameters.aliases(model, names[key])
-        if any(alias not in state or not torch.equal(state[alias], state[key]) for alias in tied):
-            raise ModelError(
-                f"the adapter trains `{key}` apart from {', '.join(alias for alias in tied if alias != key)}; this model ties them",
-                where=settings.source,
-                hint="merge it with PEFT, or train with `ensure_weight_tying=True`",
-            )
-        beside[tied[0]] = state[key]
-    return beside
+READERS: dict[str, Callable[[Path, Mapping[str, Any]], tuple[StoredAdapter, dict[str, Tensor]]]] = {}
+"""``peft_type`` of methods that are not on linear layers -> what reads their folder, given its configuration."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
@@ -26,6 +26,8 @@ Patterns = Annotated[list[str], BeforeValidator(_as_patterns, json_schema_input_
 class AddedSection(Section):
     """What trains beside the parts that an adapter adds."""
 
+    merges: ClassVar[bool] = True
+    """Whether what is added is a change of the base's weights."""
     also_train: list[str] = Field(default_factory=list)
     """Globs over parameter names that train fully beside the adapter, such as ``*embed_tokens*``."""
     train_tokens: Annotated[Literal["auto", "none"] | list[str | int], BeforeValidator(_as_tokens)] = "auto"

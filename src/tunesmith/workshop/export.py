@@ -32,7 +32,7 @@ from tunesmith.planning.defaults import derive_context
 from tunesmith.recipe.root import Recipe
 from tunesmith.registry.result import result_step
 from tunesmith.registry.runs import RunFolder
-from tunesmith.types import Adapter
+from tunesmith.types import Adapter, CannotMerge
 from tunesmith.workshop.exportable import check_export
 from tunesmith.workshop.gates import GateResult, gate_a, gate_b, require
 from tunesmith.workshop.machinery import attach_saved
@@ -65,7 +65,7 @@ def export(run_folder: Path, out: Path, *, merge: bool = False, dtype: str | Non
         dtype: ``bfloat16``, ``float16`` or ``float32`` of a whole model's weights; None is the base's own.
 
     Raises:
-        RunError: no run, an unfinished one, ``out`` exists, or a ``dtype`` for an adapter.
+        RunError: no run, an unfinished one, ``out`` exists, an adapter that cannot be merged, or a ``dtype`` for an adapter.
         GateRefused: a parity gate refused; nothing is written.
     """
     asked = check_export(run_folder, out, merge=merge, dtype=dtype)
@@ -120,7 +120,14 @@ class _Export:
         model, adapter = self._trained()
         documents = self._documents()
         trained_NV = _logits(model, documents)
-        adapter.merge(model.hf)
+        try:
+            adapter.merge(model.hf)
+        except CannotMerge as error:
+            raise RunError(
+                str(error),
+                where="--merge",
+                hint="leave --merge out: the adapter is exported as it is and used on its base",
+            ) from None
         merged_NV = _logits(model, documents)
         renderer, _ = renderer_of(self.recipe, self.base)
         notes = write_model(

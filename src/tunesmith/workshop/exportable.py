@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tunesmith.errors import RunError
+from tunesmith.recipe.low_rank import AddedSection
 from tunesmith.registry.runs import RunFolder
 
 
@@ -22,7 +23,8 @@ def check_export(run_folder: Path, out: Path, *, merge: bool, dtype: str | None)
     """Refuse an export that cannot be, before anything is loaded.
 
     Raises:
-        RunError: no run, an unfinished one, ``out`` is taken, or a ``dtype`` is asked for an adapter.
+        RunError: no run, an unfinished one, ``out`` is taken, an adapter that cannot be merged shall be, or a ``dtype`` is asked
+            for an adapter.
     """
     run = RunFolder.open(Path(run_folder))
     out = Path(out)
@@ -38,6 +40,13 @@ def check_export(run_folder: Path, out: Path, *, merge: bool, dtype: str | None)
             f"this run is {status}, not done",
             where=str(run.path),
             hint="start the same `tunesmith train` again to finish it",
+        )
+    section = run.recipe().adapter
+    if merge and isinstance(section, AddedSection) and not section.merges:
+        raise RunError(
+            f"`{section.type}` adds computation that no weight of the base can hold, so it cannot be merged",
+            where="--merge",
+            hint="leave --merge out: the adapter is exported as it is and used on its base",
         )
     whole = merge or not run.adapter_path.is_dir()
     if dtype is not None and not whole:
