@@ -19,7 +19,8 @@ from tunesmith.adapters.lora_layer import LinearPart, LoraWeights
 from tunesmith.types import ParamGroup
 
 _LARGEST_EXACT = 1024
-_POWER_ITERATIONS = 16
+_POWER_ITERATIONS = 8
+_OVERSAMPLED = 8
 
 
 class LoraAdapter(LinearAdapter):
@@ -84,16 +85,19 @@ class LoraAdapter(LinearAdapter):
 def principal(weight_OI: Tensor, rank: int, scale: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """A (RI) and B (OR) whose product times ``scale`` is the weight's best approximation of that rank (PiSSA, §3).
 
-    Exact where the smaller side is at most 1,024; beyond, by power iteration, drawn from ``generator``.
+    Exact where the smaller side is at most 1,024; beyond, by power iteration (Halko et al. 2011, algorithm 4.4) where
+    the weight lies, from a start drawn from ``generator``.
     """
-    weight_OI = weight_OI.cpu()
     if min(weight_OI.shape) <= _LARGEST_EXACT:
-        U, S, Vh = torch.linalg.svd(weight_OI, full_matrices=False)
+        U, S, Vh = torch.linalg.svd(weight_OI.cpu(), full_matrices=False)
     else:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(torch.randint(1 << 62, (), generator=generator)))
-            U, S, V = torch.svd_lowrank(weight_OI, q=rank + 8, niter=_POWER_ITERATIONS)
-            Vh = V.t()
+        start = torch.randn(weight_OI.shape[1], rank + _OVERSAMPLED, generator=generator)
+        Q, _ = torch.linalg.qr(weight_OI @ start.to(weight_OI.device))
+        for _ in range(_POWER_ITERATIONS):
+            Q, _ = torch.linalg.qr(weight_OI.t() @ Q)
+            Q, _ = torch.linalg.qr(weight_OI @ Q)
+        small, S, Vh = torch.linalg.svd(Q.t() @ weight_OI, full_matrices=False)
+        U = Q @ small
     root_R = (S[:rank] / scale).sqrt()
     return (root_R[:, None] * Vh[:rank]).contiguous(), (U[:, :rank] * root_R).contiguous()
 
