@@ -99,7 +99,8 @@ class Loss:
 class Outputs:
     """What the facade returns; only what was wanted is set. Log-probabilities and entropies are fp32, in nats.
 
-    ``mean_logprob_S`` is the mean over the whole vocabulary of the log-probability at each scored position.
+    ``mean_logprob_S`` is the mean over the whole vocabulary of the log-probability at each scored position;
+    ``divergence_S`` the symmetric Kullback-Leibler divergence from another pass.
     """
 
     logprob_S: Tensor | None = None
@@ -107,6 +108,7 @@ class Outputs:
     correct_S: Tensor | None = None
     mean_logprob_S: Tensor | None = None
     hidden_TH: Tensor | None = None
+    divergence_S: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -169,8 +171,11 @@ class LogProb:
 class LanguageModel(Protocol):
     """The facade objectives call: head and fused loss run inside its forward."""
 
-    def __call__(self, batch: Batch, want: Collection[str] = ("logprob",)) -> Outputs:
-        """Run the pack; ``want`` holds any of ``logprob``, ``mean_logprob``, ``entropy``, ``correct``, ``hidden``."""
+    def __call__(self, batch: Batch, want: Collection[str] = ("logprob",), against: Tensor | None = None) -> Outputs:
+        """Run the pack; ``want`` holds any of ``logprob``, ``mean_logprob``, ``entropy``, ``correct``, ``hidden``, ``divergence``.
+
+        ``against`` are the hidden states of another pass over the same pack, for ``divergence``.
+        """
         ...
 
 

@@ -69,6 +69,7 @@ SCENARIOS: dict[str, Scenario] = {
         _long("back", spikes=SpikeOptions(action="rollback", window=8, threshold=20.0), spoil={9: 100.0})
     ),
     "early-stopping": Scenario(_long("early", evaluate_every=4, patience=2, bumps={8: 30.0, 12: 30.0})),
+    "rdrop": Scenario(_long("rdrop", dropout=0.2, loss={"rdrop_alpha": 1.0}, row_weights=True)),
     "neftune": Scenario(_long("neftune", touch=_noise)),
     "smoothed": Scenario(_long("smoothed", loss={"label_smoothing": 0.1}, row_weights=True)),
     "focal": Scenario(_long("focal", loss={"focal_gamma": 2.0}, row_weights=True)),

@@ -76,6 +76,7 @@ CASES = [
     Case("memory-ran-out-twice", {"scope": "full"}, most_tokens={2: 90, 5: 40}),
     Case("early-stopping", {"evaluate_every": 2}, patience=2, bumps={4: 30.0, 6: 30.0}),
     Case("smoothed-and-weighted", {"dropout": 0.1}, loss={"label_smoothing": 0.1}, row_weights=True),
+    Case("rdrop", {"dropout": 0.2, "micro_batch_size": 3}, loss={"rdrop_alpha": 1.0}, row_weights=True),
     Case("neftune", {"atom_tokens": 33}, touch=_noise),
     Case("focal", {"scope": "full", "atom_tokens": 33}, loss={"focal_gamma": 2.0}),
     Case("no-stop-in-time", {"evaluate_every": 2, "dropout": 0.1}, patience=3, bumps={4: 30.0, 6: 30.0}),

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tunesmith.errors import ModelError
 from tunesmith.models.attention import NAME, layout_of
+from tunesmith.models.divergence import symmetric_divergence
 from tunesmith.models.embedding_noise import EmbeddingNoise
 from tunesmith.models.head import Head, token_logprob
 from tunesmith.models.token_rows import trained_rows
@@ -87,12 +88,13 @@ class CausalLM(nn.Module):
         hidden_TH: Tensor = result.last_hidden_state[0]
         return hidden_TH
 
-    def forward(self, batch: Batch, want: Collection[str] = ("logprob",)) -> Outputs:
+    def forward(self, batch: Batch, want: Collection[str] = ("logprob",), against: Tensor | None = None) -> Outputs:
         """Run the pack.
 
         Args:
             batch: the pack, on the model's device.
-            want: any of ``logprob``, ``mean_logprob``, ``entropy``, ``correct``, ``hidden``.
+            want: any of ``logprob``, ``mean_logprob``, ``entropy``, ``correct``, ``hidden``, ``divergence``.
+            against: hidden states ``[T, H]`` of another pass over the pack, which ``divergence`` is measured from.
 
         Returns:
             What was wanted; log-probabilities in fp32 nats at scored positions.
@@ -110,7 +112,13 @@ class CausalLM(nn.Module):
             correct_S=scored.correct_S if more else None,
             mean_logprob_S=scored.mean_S if mean else None,
             hidden_TH=hidden_TH if "hidden" in want else None,
+            divergence_S=self._divergence(scored_SH, against, batch) if "divergence" in want else None,
         )
+
+    def _divergence(self, scored_SH: Tensor, against: Tensor | None, batch: Batch) -> Tensor:
+        if against is None:
+            raise ValueError("`divergence` is measured from the hidden states `against` of another pass")
+        return symmetric_divergence(scored_SH, against.index_select(0, batch.scored_S), self.head())
 
     @torch.no_grad()
     def check_facade(self, where: str = "") -> None:

@@ -38,9 +38,12 @@ class Head:
     cap: float | None = None
     rows: TokenRows | None = None
 
-    def logits(self, hidden_SH: Tensor) -> Tensor:
-        """Logits in fp32 ``[S, V]``."""
+    def logits(self, hidden_SH: Tensor, *, through_rows: bool = False) -> Tensor:
+        """Logits in fp32 ``[S, V]``; with ``through_rows`` autograd reaches the rows that train by themselves."""
         logits_SV = (hidden_SH @ self.weight_VH.to(hidden_SH.dtype).T).float()
+        if through_rows and self.rows is not None:
+            change_NH = self.rows.rows - self.rows.rows.detach()
+            logits_SV = logits_SV.index_add(1, self.rows.ids_N, hidden_SH.float() @ change_NH.T)
         if self.bias_V is not None:
             logits_SV = logits_SV + self.bias_V.float()
         if self.scale != 1.0:
@@ -88,7 +91,7 @@ class _TokenLogProb(torch.autograd.Function):
         mean_S = torch.zeros_like(logprob_S)
         mean_slope_SH = torch.empty_like(slope_SH) if want_mean and slope_SH is not None else None
         mean_slope_SN = torch.empty_like(slope_SN) if want_mean and slope_SN is not None else None
-        for part in _chunks(count, weight_VH.shape[0]):
+        for part in chunks(count, weight_VH.shape[0]):
             logits_CV = head.logits(hidden_SH[part])
             target_C1 = targets_S[part, None]
             log_total_C = logits_CV.logsumexp(-1)
@@ -141,7 +144,7 @@ class _TokenLogProb(torch.autograd.Function):
         grad_hidden_SH = torch.empty_like(hidden_SH)
         grad_weight_VH = torch.zeros_like(weight_VH, dtype=torch.float32)
         grad_bias_V = None if bias_V is None else torch.zeros_like(bias_V, dtype=torch.float32)
-        for part in _chunks(hidden_SH.shape[0], weight_VH.shape[0]):
+        for part in chunks(hidden_SH.shape[0], weight_VH.shape[0]):
             logits_CV = head.logits(hidden_SH[part])
             log_total_C = logits_CV.logsumexp(-1)
             gradient_CV = _logit_gradient(head, logits_CV, log_total_C, targets_S[part, None])
@@ -172,7 +175,8 @@ def _mean_gradient(head: Head, logits_CV: Tensor, log_total_C: Tensor) -> Tensor
     return gradient_CV * head.slope(logits_CV)
 
 
-def _chunks(count: int, vocabulary: int) -> list[slice]:
+def chunks(count: int, vocabulary: int) -> list[slice]:
+    """Slices of ``count`` positions whose logits may be alive at once."""
     size = max(1, _CHUNK_LOGITS // vocabulary)
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 

@@ -12,7 +12,9 @@ from tunesmith.types import Objective
 
 
 def _next_token(section: NextTokenSection) -> Objective:
-    return NextToken(label_smoothing=section.label_smoothing, focal_gamma=section.focal_gamma)
+    return NextToken(
+        label_smoothing=section.label_smoothing, focal_gamma=section.focal_gamma, rdrop_alpha=section.rdrop_alpha
+    )
 
 
 OBJECTIVES: dict[type[Section], Callable[[Any], Objective]] = {SftSection: _next_token, ClmSection: _next_token}

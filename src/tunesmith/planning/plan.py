@@ -16,7 +16,7 @@ from tunesmith.planning import defaults, memory, speeds
 from tunesmith.planning.cost import Time, disk_bytes, energy, passes, price, run_flops, run_time
 from tunesmith.planning.dropout import dropout_notes
 from tunesmith.planning.early_stopping import early_stopping_notes
-from tunesmith.planning.losses import loss_notes
+from tunesmith.planning.losses import loss_notes, passes_of_a_step, require_dropout
 from tunesmith.planning.machine import Machine, detect
 from tunesmith.planning.memory import Memory
 from tunesmith.planning.sampling import estimate_counts
@@ -175,16 +175,17 @@ def make_plan(
     machine = machine or detect(recipe.machine)
     context = defaults.derive_context(recipe, facts)
     settled, tokens, counts, said = _read_sources(recipe, facts, folder, context, renderer, counts)
-    scope = scope_of(facts, settled.adapter)
+    require_dropout(recipe, facts)
+    scope, num_passes = scope_of(facts, settled.adapter), passes_of_a_step(recipe)
     notes = [*_model_notes(facts), *said, *_count_notes(counts), *wide_rank_notes(facts, scope), *loss_notes(recipe)]
     settings, values = settle(recipe, facts, machine, counts, context)
     values |= tokens
     notes += dropout_notes(recipe, facts, settings)
     settings, needed, values["training.atom_tokens"], values["training.recompute"] = fit_to_memory(
-        facts, scope, settings, counts, machine.available_bytes, recipe.training.recompute
+        facts, scope, settings, counts, machine.available_bytes, recipe.training.recompute, num_passes=num_passes
     )
     notes += [*early_stopping_notes(recipe, settings), *([] if needed.fits else [_does_not_fit(needed, settings)])]
-    flops = run_flops(facts, scope, settings, counts)
+    flops = num_passes * run_flops(facts, scope, settings, counts)
     key = SpeedKey(machine.fingerprint, machine.device, settings.precision, facts.shape_name, scope.kind)
     time = _time(recipe, key, flops, counts, notes, speeds_file)
     resolved = resolve_recipe(settled, settings)

@@ -18,7 +18,14 @@ _GOOD_TOKENS = 2048
 
 
 def fit_to_memory(
-    facts: ModelFacts, scope: Scope, settings: Settings, counts: Counts, available_bytes: int, recompute: str
+    facts: ModelFacts,
+    scope: Scope,
+    settings: Settings,
+    counts: Counts,
+    available_bytes: int,
+    recompute: str,
+    *,
+    num_passes: int = 1,
 ) -> tuple[Settings, Memory, Derived[int], Derived[bool]]:
     """Choose ``atom_tokens`` and ``recompute``.
 
@@ -32,6 +39,7 @@ def fit_to_memory(
         counts: share of scored tokens.
         available_bytes: what may be filled.
         recompute: ``auto``, ``on`` or ``off``, as the recipe says.
+        num_passes: how often the model runs over a pack before its backward pass.
     """
     most, why = _most_tokens(settings)
     share = counts.trained_tokens / counts.tokens if counts.tokens else 1.0
@@ -39,7 +47,7 @@ def fit_to_memory(
     memory = None
     for tokens, again in _choices(most, settings.context, recompute):
         chosen = replace(settings, atom_tokens=tokens, recompute=again)
-        largest = replace(chosen, atom_tokens=largest_pass(chosen, counts))
+        largest = replace(chosen, atom_tokens=num_passes * largest_pass(chosen, counts))
         memory = estimate_memory(facts, scope, largest, available_bytes, share)
         if memory.fits:
             break

@@ -16,6 +16,9 @@ class NextTokenSection(Section):
     """Share of the target that is spread evenly over the vocabulary, against over-confidence; 0.1 is usual, 0 is none."""
     focal_gamma: float = Field(default=0.0, ge=0.0, le=10.0)
     """Weigh each token by ``(1 - p)`` to this power, so that what is known counts less; 2 is usual, 0 is none."""
+    rdrop_alpha: float = Field(default=0.0, ge=0.0)
+    """R-Drop: run every pass twice and hold the two draws of dropout together by this weight; 0.1 to 2.5 are usual, 0 is none.
+    Needs dropout, doubles time and activations."""
 
     @model_validator(mode="after")
     def _one_of_two(self) -> Self:

@@ -205,3 +205,20 @@ def test_a_rank_beyond_a_layers_width_is_said(recipe: Recipe, cpu, rank: int, ki
 @pytest.mark.parametrize("adapter", [{"type": "lora", "rank": 128}, {"type": "full"}])
 def test_a_rank_that_fits_is_not_talked_about(recipe: Recipe, cpu, adapter: dict) -> None:
     assert not any("`adapter.rank`" in note for note in make_plan(changed(recipe, adapter=adapter), cpu, COUNTS).notes)
+
+
+def test_rdrop_is_planned_as_two_passes_and_needs_dropout(recipe: Recipe, cpu) -> None:
+    dropped = changed(recipe, adapter={"type": "lora", "dropout": 0.1})
+    twice = changed(dropped, objective={"type": "sft", "rdrop_alpha": 1.0})
+    one, two = make_plan(dropped, cpu, COUNTS), make_plan(twice, cpu, COUNTS)
+    assert two.flops == 2 * one.flops
+    assert any("rdrop_alpha 1" in note for note in two.notes)
+    with pytest.raises(RecipeError, match="nothing drops out"):
+        make_plan(changed(recipe, objective={"type": "sft", "rdrop_alpha": 1.0}), cpu, COUNTS)
+
+
+def test_dropout_of_the_base_is_told_and_refused_where_there_is_none(recipe: Recipe, cpu) -> None:
+    plan = make_plan(changed(recipe, model={"name": "tunesmith-base-8m", "dropout": {"attention": 0.1}}), cpu, COUNTS)
+    assert "dropout of the base in training: attention 0.1 (model.dropout)" in plan.notes
+    with pytest.raises(RecipeError, match="have no hidden dropout"):
+        make_plan(changed(recipe, model={"name": "tunesmith-base-8m", "dropout": {"hidden": 0.1}}), cpu, COUNTS)

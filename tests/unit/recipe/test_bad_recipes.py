@@ -82,14 +82,17 @@ def test_unknown_key_without_a_near_one_lists_the_known(refused: Refused) -> Non
 @pytest.mark.parametrize(
     ("more", "hint"),
     [
-        ("adapter: {type: full, rank: 3}\n", "`rank` belongs to `type: lora` and `type: gralora`; known keys here: type"),
+        (
+            "adapter: {type: full, rank: 3}\n",
+            "`rank` belongs to `type: lora` and `type: gralora`; known keys here: type",
+        ),
         (
             "adapter: {type: full, also-train: [x]}\n",
             "did you mean `also_train`? It belongs to `type: lora` and `type: gralora`; known keys here: type",
         ),
         (
             "objective: {type: clm, loss_on: responses}\n",
-            "`loss_on` belongs to `type: sft`; known keys here: add_end_token, focal_gamma, label_smoothing, type",
+            "`loss_on` belongs to `type: sft`; known keys here: add_end_token, focal_gamma, label_smoothing, rdrop_alpha, type",
         ),
         (
             "evaluation: {tasks: [{type: loss, labels: [a, b]}]}\n",
