@@ -10,7 +10,9 @@ from typing import Protocol, runtime_checkable
 
 @runtime_checkable
 class Progress(Protocol):
-    """A listener of long work. Every method returns at once and raises nothing of its own."""
+    """A listener of long work. Every method returns at once and raises nothing of its own; a person's Ctrl-C
+    may end it (KeyboardInterrupt).
+    """
 
     def start(self, total_steps: int, done: int = 0) -> None:
         """Training begins; ``done`` optimiser steps are behind it already (a resume)."""

@@ -41,11 +41,36 @@ def handling(handler: Handler, names: Sequence[str] = ENDING) -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL if former is None else former)
 
 
+_asked: list[int] = []
+"""Signals whose KeyboardInterrupt has not left a ``signals_interrupt``. Python swallows an exception that is raised while a
+destructor or a callback of C runs, which is most likely while libraries load."""
+
+
 @contextmanager
 def signals_interrupt() -> Iterator[None]:
-    """Within the context signals that ask to end raise KeyboardInterrupt, so that half-written files are cleared away."""
-    with handling(signal.default_int_handler):
-        yield
+    """Within the context signals that ask to end raise KeyboardInterrupt, so that half-written files are cleared away.
+
+    One that was swallowed is raised by the next ``raise_if_asked``, or at the context's end.
+    """
+    with handling(_interrupt):
+        try:
+            yield
+        except BaseException:
+            _asked.clear()
+            raise
+        raise_if_asked()
+
+
+def raise_if_asked() -> None:
+    """Raise KeyboardInterrupt where a signal came and its own was swallowed."""
+    if _asked and on_main_thread():
+        _asked.clear()
+        raise KeyboardInterrupt
+
+
+def _interrupt(number: int, _frame: Any) -> None:
+    _asked.append(number)
+    raise KeyboardInterrupt
 
 
 def end_quietly() -> None:

@@ -13,6 +13,7 @@ from rich.progress import Progress as RichProgress
 
 from tunesmith.progress import Progress
 from tunesmith.reports.wording import as_number, count, duration, number
+from tunesmith.signals import raise_if_asked
 from tunesmith.visible import visible
 
 _SECONDS_BETWEEN_LINES = 5.0
@@ -59,6 +60,7 @@ class BarProgress:
 
     def phase(self, name: str, done: int, total: int) -> None:
         """Open, move and close the bar of a phase."""
+        raise_if_asked()
         self._bars.start()
         if name not in self._phases:
             self._phases[name] = self._bars.add_task(escape(visible(name)), total=total, detail="")
@@ -68,6 +70,7 @@ class BarProgress:
 
     def note(self, text: str) -> None:
         """Print above the bars."""
+        raise_if_asked()
         self._bars.console.print(visible(text), markup=False, highlight=False, soft_wrap=True)
 
     def close(self) -> None:
@@ -101,12 +104,14 @@ class LineProgress:
 
     def phase(self, name: str, done: int, total: int) -> None:
         """Say it where it is time, or where a phase begins or ends."""
+        raise_if_asked()
         is_new, self._phase = name != self._phase, name if done < total else ""
         if is_new or done >= total or self._is_time():
             self._write(f"{name}: {count(done)} of {count(total)}")
 
     def note(self, text: str) -> None:
         """Say it."""
+        raise_if_asked()
         print(visible(text), file=sys.stderr, flush=True)
 
     def close(self) -> None:

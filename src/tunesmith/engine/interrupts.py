@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from tunesmith.errors import GuardStopped, Interrupted, TunesmithError
-from tunesmith.signals import handling, on_main_thread
+from tunesmith.signals import handling, on_main_thread, raise_if_asked
 
 GO_ON = "start the same command again to go on from there"
 
@@ -35,7 +35,12 @@ class Interrupts:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Within the context signals ask to stop; only the main thread can watch."""
+        """Within the context signals ask to stop; only the main thread can watch.
+
+        Raises:
+            KeyboardInterrupt: a signal came before, and went unheard.
+        """
+        raise_if_asked()
         with handling(self._note):
             self._is_watching = on_main_thread()
             try:

@@ -24,6 +24,7 @@ from tunesmith.registry.lineage import parse_fork
 from tunesmith.registry.runs import RunFolder
 from tunesmith.reports.card import render_card
 from tunesmith.reports.render import write_report
+from tunesmith.signals import raise_if_asked
 from tunesmith.workshop.endings import recorded
 from tunesmith.workshop.environment import MemoryMeter, environment, environment_differences
 from tunesmith.workshop.fitting import Fit, check_finite
@@ -85,6 +86,7 @@ def train(
                 ranks.told(FINISHED)
                 return job.found_finished()
             job.load()
+            raise_if_asked()  # a run that nobody wants leaves no folder
             job.open(held.predecessor)
             with recorded(run, job):
                 job.train()
@@ -221,6 +223,7 @@ class _Job(Start):
 
     def _begin(self, doing: str) -> None:
         """Go on to the next part, if the run is still this process's."""
+        raise_if_asked()
         self.run.check_held()
         self.doing = doing
 
