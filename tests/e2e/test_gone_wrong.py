@@ -75,7 +75,7 @@ def test_a_poisoned_row_is_named_by_file_and_line(
 ) -> None:
     recipe = _poisoned(desk, write, monkeypatch)
     said = call("train", recipe).refuses(4, "1 of the step's rows are not finite by themselves", "rows rows.jsonl:8")
-    assert "training.guards.non_finite: skip" in said.err
+    assert "training.guards.non_finite=skip --run NAME" in said.err
 
 
 @pytest.mark.parametrize("policy", ["skip", "rollback"])
@@ -105,3 +105,39 @@ def test_a_rate_a_hundred_times_too_high_is_divergence(desk: Path, call: Call) -
     said.refuses(
         4, "diverged", "learning rate is too high", "try a tenth of the rate: `training.learning_rate=1.5e-02`"
     )
+
+
+def test_a_run_too_short_for_the_guard_that_ends_worse_is_no_success(desk: Path, call: Call) -> None:
+    """Twenty steps: the loop compares medians of 32. The way out that the hint names works."""
+    assert call("init", "start").code == 0
+    short = (
+        "training.epochs=null", "training.max_steps=20", "training.samples=0", "evaluation.tasks=[]", "evaluation.preserve=[]",
+        "adapter.rank=8",
+    )  # fmt: skip
+    said = call("train", "start/recipe.yaml", "--run", RUN, "training.learning_rate=0.5", *short)
+    said.refuses(4, "training has diverged: the held-out loss rose from", "no result is written", "--run NAME")
+    assert json.loads((RUN / "status.json").read_text(encoding="utf-8"))["status"] == "stopped"
+    assert not (RUN / "adapter").exists()
+    again = call("train", "start/recipe.yaml", "--run", RUN, "training.learning_rate=0.5", *short)
+    again.refuses(4, "training has diverged", "no result is written")
+    warned = call(
+        "train",
+        "start/recipe.yaml",
+        "--run",
+        "runs/warn",
+        "training.learning_rate=0.5",
+        "training.guards.divergence=warn",
+        *short,
+    )
+    assert warned.code == 0
+    assert "writes the result all the same" in warned.err
+    good = call("train", "start/recipe.yaml", "--run", "runs/good", *short)
+    assert good.code == 0, good.err
+
+
+def test_a_rate_beyond_all_reason_gets_no_tenth(desk: Path, call: Call, write: Write) -> None:
+    said = call("train", write(training={"learning_rate": 1e300, "max_steps": 8, "batch_size": 4, "samples": 0}))
+    said.refuses(4, "leave `training.learning_rate` out", "--run NAME")
+    other = call("train", write(training={"learning_rate": 1e-3, "max_steps": 8, "batch_size": 4, "samples": 0}))
+    other.refuses(2, "another recipe", "name another folder with --run")
+    assert "--fork" not in other.err, "there is no checkpoint to start from"

@@ -46,7 +46,7 @@ def find_cause(
             f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
         )
         if set(names) <= trained:
-            return Cause(f"trained weights are not finite: {named}", (), _RATE.format(rate=rate / 10))
+            return Cause(f"trained weights are not finite: {named}", (), _slower(rate))
         return Cause(
             f"weights of the base are not finite: {named}", (),
             "the model's files are damaged or were saved from a run that diverged: copy them again",
@@ -55,19 +55,26 @@ def find_cause(
     if rows and len(rows) < sum(len(batch.rows) for batch in step):
         return Cause(
             f"{len(rows)} of the step's rows are not finite by themselves", tuple(rows),
-            "look at them with `tunesmith data show RECIPE --row N`, or set `training.guards.non_finite: skip` to go on without",
+            "look at them with `tunesmith data show RECIPE --row N`, or go around them in a run of its own: `training.guards.non_finite=skip --run NAME`",
         )  # fmt: skip
     if loss_rises:
-        return Cause("the loss was rising: the learning rate is too high", (), _RATE.format(rate=rate / 10))
+        return Cause("the loss was rising: the learning rate is too high", (), _slower(rate))
     if precision.scales:
         return Cause(
             "values exceed what fp16 can hold, at the smallest loss scale too", (),
             "set `training.precision` to fp32, or bf16 where the hardware has it",
         )  # fmt: skip
-    return Cause("the likeliest cause is a learning rate that is too high", (), _RATE.format(rate=rate / 10))
+    return Cause("the likeliest cause is a learning rate that is too high", (), _slower(rate))
 
 
-_RATE = "try a tenth of the rate: `training.learning_rate={rate:.1e}`"
+_LARGEST_RATE = 1.0
+"""No method trains with more; a tenth of something absurd is no advice."""
+
+
+def _slower(rate: float) -> str:
+    if rate / 10 > _LARGEST_RATE:
+        return "leave `training.learning_rate` out: the plan derives one; in a run of its own (`--run NAME`)"
+    return f"try a tenth of the rate: `training.learning_rate={rate / 10:.1e}`, in a run of its own (`--run NAME`)"
 
 
 def _damaged(model: nn.Module) -> list[str]:

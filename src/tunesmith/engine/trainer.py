@@ -200,7 +200,7 @@ class Trainer:
             raise GuardStopped(
                 f"memory ran out at step {self.step + 1}: {error}",
                 where=str(self.checkpoints.path),
-                hint=_SMALLER + f"; {GO_ON}",
+                hint=f"{_SMALLER}; on one, {GO_ON}",
             ) from error
         grad_norm = self._unscale_and_norm()
         flags = self.judge.judge(self.step, result.loss, grad_norm)
@@ -387,9 +387,7 @@ class Trainer:
         self.optimiser.clear()
         with self._other_work():
             self.saver.wait()
-            with suppress(
-                RollBack
-            ):  # a step on its way was refused: what is saved is older, and a resume goes around it
+            with suppress(RollBack):  # a step on its way was refused: what is saved is older, a resume goes around it
                 if self.saver.saved_step != self.step or self.owes_evaluation:
                     self.save()
             self.saver.wait()
@@ -397,4 +395,6 @@ class Trainer:
         raise self.interrupts.ending(self.step, self.options.total_steps, self.saver.saved_step, where)
 
 
-_SMALLER = "lower `model.context` or `adapter.rank`, set `training.recompute: on`, or use a larger machine"
+_SMALLER = (
+    "set `training.recompute: on`, or lower `model.context` in a run of its own (`--run NAME`), or use a larger machine"
+)

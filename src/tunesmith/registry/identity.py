@@ -41,10 +41,10 @@ def _way_out(run: Path, started_with: Mapping[str, Any], reasons: Mapping[str, s
     if all(reasons.values()):
         stated = " ".join(f"{_key(line)}={_at(started_with, _key(line))}" for line in reasons)
         return f"to go on with the run, state what it was started with: `{stated}`"
-    return (
-        "name another folder with --run, take the recipe back to what this run was started with, "
-        f"or start a child run from its checkpoint with `--fork {run}`"
-    )
+    ways = ["name another folder with --run", "take the recipe back to what this run was started with"]
+    if any((run / "checkpoints").glob("[0-9]*/manifest.json")):
+        ways.append(f"start a child run from its checkpoint with `--fork {run}`")
+    return ", or ".join(ways)
 
 
 def _key(line: str) -> str:

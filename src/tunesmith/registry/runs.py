@@ -12,6 +12,7 @@ from tunesmith.errors import RunError
 from tunesmith.registry.lineage import parent_of, read_lineage
 from tunesmith.registry.run_folder import RunFolder
 from tunesmith.registry.standing import AGAIN
+from tunesmith.visible import is_inert
 
 __all__ = [
     "RUNS",
@@ -137,7 +138,7 @@ def how_to_go_on(run: RunFolder, status: str) -> str:
         command = str(run.environment().get("command", ""))
     except (RunError, OSError):
         command = ""
-    return f"`{command}` goes on from there" if command.startswith("tunesmith ") else AGAIN
+    return f"`{command}` goes on from there" if is_inert(command) else AGAIN
 
 
 def headline(run: RunFolder) -> dict[str, Any] | None:

