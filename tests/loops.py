@@ -11,6 +11,7 @@ import numpy as np
 
 from tests.tiny import documents, family
 from tunesmith.adapters import build
+from tunesmith.adapters.depths import by_depth
 from tunesmith.data.loader import PackedStream, StreamOptions
 from tunesmith.engine.checkpoint import CheckpointFolder
 from tunesmith.engine.hooks import StepFacts
@@ -19,6 +20,7 @@ from tunesmith.engine.trainer import Trainer
 from tunesmith.models.causal_lm import CausalLM
 from tunesmith.objectives.next_token import NextToken
 from tunesmith.recipe.adapters import FullSection, LoraSection
+from tunesmith.recipe.layers import LayerRatesSection
 from tunesmith.types import Batch
 
 
@@ -91,14 +93,17 @@ def make_trainer(
     objective: Any = None,
     say: Any = lambda kind, text: None,
     ranks: Any = None,
+    layers: int = 2,
+    rates: LayerRatesSection | None = None,
     **changes: Any,
 ) -> tuple[Trainer, Recorder]:
     """A trainer on a random Llama; with ``stop_after`` its ``run`` raises ``Cut`` after that step.
 
-    ``scope`` is ``lora``, ``lora with tokens`` (rows of the embedding and of the head train too) or ``full``.
+    ``scope`` is ``lora``, ``lora with tokens`` (rows of the embedding and of the head train too) or ``full``; with ``rates``
+    or a ``timetable`` groups are told apart by depth.
     """
     options = replace(options, **changes)
-    model = CausalLM(family("llama"))
+    model = CausalLM(family("llama", num_hidden_layers=layers))
     tokens = {"train_tokens": TOKENS} if scope == "lora with tokens" else {}
     section = FullSection() if scope == "full" else LoraSection(rank=4, alpha=8.0, dropout=dropout, **tokens)
     adapter = build(section, 3)
@@ -114,5 +119,6 @@ def make_trainer(
     trainer = Trainer(
         model, objective or NextToken(), adapter, stream, options,
         CheckpointFolder(folder, "run", keep=options.keep_checkpoints, say=say), hooks=[recorder], say=say, ranks=ranks,
+        arrange=(lambda groups: by_depth(groups, layers, rates)) if rates or options.timetable else list,
     )  # fmt: skip
     return trainer, recorder

@@ -113,12 +113,18 @@ class Outputs:
 
 @dataclass(frozen=True)
 class ParamGroup:
-    """Trained parameters that share a rate factor and a decay choice."""
+    """Trained parameters that share a rate factor and a decay choice.
+
+    ``depth`` is their place in a model of L layers: 0 what stands before the layers, 1 to L the layers, L + 1 what follows;
+    None where groups are not told apart by it. ``depth_factor`` multiplies the rate because of that place.
+    """
 
     name: str
     parameters: tuple[tuple[str, nn.Parameter], ...]
     rate_factor: float = 1.0
     decay: bool = True
+    depth: int | None = None
+    depth_factor: float = 1.0
 
 
 @dataclass(frozen=True)

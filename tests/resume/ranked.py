@@ -24,6 +24,7 @@ from tunesmith.engine.randomness import use_deterministic
 from tunesmith.engine.ranks import World
 from tunesmith.engine.recovery import GuardOptions
 from tunesmith.engine.spikes import SpikeOptions
+from tunesmith.engine.windows import PrefixRule, Timetable, Window
 from tunesmith.errors import TunesmithError
 
 STEPS = 20
@@ -55,6 +56,10 @@ def _noise(trainer: Any) -> None:
     trainer.model.add_embedding_noise(5.0)
 
 
+TABLES = {
+    "unfreezing": Timetable({2: Window(first=4, warmup=3), 1: Window(first=9), 0: Window(first=14)}, num_layers=3),
+    "freezing": Timetable(rule=PrefixRule(interval=4, percentile=90, top=4), num_layers=3),
+}
 RESUMED = _long("resumed", scope="full")
 SCENARIOS: dict[str, Scenario] = {
     "one-step-lora": Scenario(_long("lora", total_steps=1)),
@@ -62,6 +67,7 @@ SCENARIOS: dict[str, Scenario] = {
     "one-pass": Scenario(_long("one", atom_tokens=4096)),
     "adamw": Scenario(_long("adamw", scope="full")),
     "sgd": Scenario(_long("sgd", scope="full", optimiser="sgd")),
+    **{name: Scenario(_long(name, scope="full", layers=3, timetable=table)) for name, table in TABLES.items()},
     "dropout": Scenario(_long("dropout", dropout=0.2)),
     "fp16": Scenario(_long("fp16", precision="fp16", spoil={4: math.inf})),
     "skipped": Scenario(_long("skipped", guards=GuardOptions(non_finite="skip"), spoil={4: math.nan})),

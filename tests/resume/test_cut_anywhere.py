@@ -20,7 +20,9 @@ from tunesmith.engine.randomness import use_deterministic
 from tunesmith.engine.recovery import GuardOptions
 from tunesmith.engine.spikes import SpikeOptions
 from tunesmith.engine.trainer import Trainer
+from tunesmith.engine.windows import PrefixRule, Timetable, Window
 from tunesmith.errors import GuardStopped, Interrupted
+from tunesmith.recipe.layers import LayerRatesSection
 
 
 @pytest.fixture(autouse=True)
@@ -45,6 +47,14 @@ def _noise(trainer: Trainer) -> None:
 def _spikes(action: Any, **more: Any) -> dict[str, Any]:
     return {"spikes": SpikeOptions(**{"action": action, "window": 4, "threshold": 3.0, **more})}
 
+
+LAYERED = {"layers": 3}
+UNFREEZING = Timetable({2: Window(first=2, warmup=3), 1: Window(first=5, warmup=2), 0: Window(first=8)}, num_layers=3)
+FREEZING = Timetable(
+    {depth: Window(end=2 + 8 * share, peak=1 / share, falls_from=2) for depth, share in enumerate((0.3, 0.5, 0.8))},
+    num_layers=3,
+)
+RULED = Timetable(rule=PrefixRule(interval=2, percentile=90, top=4), num_layers=3)
 
 CASES = [
     Case("lora"),
@@ -79,6 +89,13 @@ CASES = [
     Case("rdrop", {"dropout": 0.2, "micro_batch_size": 3}, loss={"rdrop_alpha": 1.0}, row_weights=True),
     Case("neftune", {"atom_tokens": 33}, touch=_noise),
     Case("focal", {"scope": "full", "atom_tokens": 33}, loss={"focal_gamma": 2.0}),
+    Case("rates-by-layer", {"scope": "full", "rates": LayerRatesSection(decay=0.5)}),
+    *(Case(f"unfreezing-{name}", {**LAYERED, "scope": name, "timetable": UNFREEZING}) for name in ("full", "lora")),
+    Case("unfreezing-sgd", {**LAYERED, "scope": "full", "optimiser": "sgd", "timetable": UNFREEZING}),
+    Case("freezing-on-the-way", {**LAYERED, "scope": "full", "timetable": FREEZING, "evaluate_every": 2}),
+    Case("freezing-lora-with-tokens", {**LAYERED, "scope": "lora with tokens", "dropout": 0.1, "timetable": FREEZING}),
+    Case("freezing-by-a-rule", {**LAYERED, "scope": "full", "timetable": RULED}),
+    Case("freezing-by-a-rule-rolled-back", {**LAYERED, "scope": "full", "timetable": RULED} | _spikes("rollback"), spoil={5: 50.0}),
     Case("no-stop-in-time", {"evaluate_every": 2, "dropout": 0.1}, patience=3, bumps={4: 30.0, 6: 30.0}),
 ]  # fmt: skip
 
@@ -112,6 +129,7 @@ def _shows_what_it_is_about(case: Case, whole: Any) -> None:
         "not-finite-skipped": {3: "non_finite", 4: "non_finite", 8: "non_finite"},
         "not-finite-rolled-back": {1: "left_out", 2: "left_out", 7: "left_out", 8: "left_out", 9: "left_out"},
         "fp16": {5: "overflow"},
+        "freezing-by-a-rule-rolled-back": {4: "left_out", 5: "left_out", 6: "left_out"},
     }
     assert refused == expected.get(case.name, {})
     state = whole.trainer.state()
@@ -127,6 +145,13 @@ def _shows_what_it_is_about(case: Case, whole: Any) -> None:
         assert state["stopped"]
         assert whole.trainer.step == 6
         assert whole.validation.stopping.best_step == 2
+    if "freezing" in case.name:
+        table = case.settings["timetable"]
+        changes = [kind for kind, _ in whole.said if kind in ("layers_frozen", "layers_unfrozen")]
+        assert len(changes) >= (1 if table.rule else 3)
+        if table.windows:
+            depths = {group.depth for group in whole.trainer.groups}
+            assert state["pace"]["frozen"] == sorted(depth for depth in depths if table.share(depth, STEPS - 1) == 0)
     if case.name == "no-stop-in-time":
         assert state["stopped"] is None
 

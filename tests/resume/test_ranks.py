@@ -81,8 +81,12 @@ def test_one_step_is_that_of_one_process(folder: Path, tmp_path: Path, name: str
 
 
 @pytest.mark.parametrize(
-    "name", ["adamw", "sgd", "one-pass", "dropout", "early-stopping", "smoothed", "focal", "neftune", "rdrop"]
-)
+    "name",
+    [
+        "adamw", "sgd", "unfreezing", "freezing", "one-pass", "dropout", "early-stopping", "smoothed", "focal", "neftune",
+        "rdrop",
+    ],
+)  # fmt: skip
 def test_twenty_steps_stay_with_those_of_one_process(folder: Path, tmp_path: Path, name: str) -> None:
     """With ``one-pass`` a rank has nothing to do and joins all the same; dropout's masks belong to passes, not to ranks."""
     found, alone = _both(folder, name), _alone(tmp_path, name)

@@ -17,6 +17,7 @@ class StepFacts:
     grad_norm: float
     tokens: int
     trained_tokens: int
+    trained_parameters: int
     seconds: float
     tokens_total: int
     applied: bool

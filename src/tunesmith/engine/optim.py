@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from tunesmith.engine.options import TrainerOptions
 from tunesmith.types import ParamGroup
 
+_SUM = "gradient_sum"
+
 
 class Optimiser:
     """AdamW or SGD over groups; remembers parameter names so that its state can be saved without pickle."""
@@ -27,10 +29,15 @@ class Optimiser:
                 "params": [parameter for _, parameter in group.parameters],
                 "weight_decay": options.weight_decay if group.decay else 0.0,
                 "rate_factor": group.rate_factor,
+                "depth_factor": group.depth_factor,
+                "depth": group.depth,
+                "share": 1.0,
             }
             for group in self.groups
         ]
         self.torch = self._build(settings)
+        self.sums: dict[nn.Parameter, Tensor] = {}
+        """Gradients that were added up since somebody cleared them, by parameter; saved with the optimiser's own state."""
         self._group_of = {id(item): group for group in self.torch.param_groups for item in group["params"]}
 
     def _build(self, settings: list[dict[str, Any]]) -> torch.optim.Optimizer:
@@ -39,10 +46,35 @@ class Optimiser:
             return torch.optim.SGD(settings, lr=rate, momentum=self.options.momentum, fused=True)
         return torch.optim.AdamW(settings, lr=rate, betas=self.options.betas, eps=1e-8, fused=True)
 
-    def set_rate(self, rate: float) -> None:
-        """Set the rate of the next update; each group multiplies it by its factor."""
+    def set_rate(self, rate: float, shares: Mapping[int, float] | None = None) -> None:
+        """Set the rate of the next update; each group multiplies it by its factors, and by the share of its depth."""
         for group in self.torch.param_groups:
-            group["lr"] = rate * group["rate_factor"]
+            group["share"] = (shares or {}).get(group["depth"], 1.0)
+            group["lr"] = rate * group["rate_factor"] * group["depth_factor"] * group["share"]
+
+    def share(self, parameter: nn.Parameter) -> float:
+        """Share of the rate that a parameter has because of its place in the model."""
+        group = self._group_of[id(parameter)]
+        return float(group["depth_factor"] * group["share"])
+
+    def forget(self, group: ParamGroup) -> None:
+        """Drop gradients, moments and sums of a group, as if it had never had a step."""
+        for _, parameter in group.parameters:
+            parameter.grad = None
+            self.torch.state.pop(parameter, None)
+            self.sums.pop(parameter, None)
+
+    @torch.no_grad()
+    def add_up(self, refused: Tensor, below: int) -> None:
+        """Add the gradients of all depths below one to ``sums``, unless ``refused`` is 1; the host does not wait."""
+        for group in self.groups:
+            if group.depth is None or group.depth >= below:
+                continue
+            for _, parameter in group.parameters:
+                if parameter.grad is None:
+                    continue
+                one = torch.where(refused > 0, torch.zeros_like(parameter.grad), parameter.grad)
+                self.sums[parameter] = self.sums[parameter].add_(one) if parameter in self.sums else one
 
     def step(self, refuse: Tensor) -> None:
         """Apply the gradients unless ``refuse`` (a scalar on the device, 1 to skip); the host does not wait."""
@@ -76,6 +108,8 @@ class Optimiser:
             for key, value in self.torch.state.get(parameter, {}).items():
                 if isinstance(value, Tensor):
                     tensors[f"{name}/{key}"] = value.detach()
+            if parameter in self.sums:
+                tensors[f"{name}/{_SUM}"] = self.sums[parameter]
         return tensors
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
@@ -86,7 +120,9 @@ class Optimiser:
             by_name.setdefault(name, {})[key] = value
         for name, parameter in zip(self.names, self.parameters, strict=True):
             self.torch.state.pop(parameter, None)
-            if name in by_name:
-                self.torch.state[parameter] = {
-                    key: value.to(parameter.device).clone() for key, value in by_name[name].items()
-                }
+            self.sums.pop(parameter, None)
+            kept = {key: value.to(parameter.device).clone() for key, value in by_name.get(name, {}).items()}
+            if _SUM in kept:
+                self.sums[parameter] = kept.pop(_SUM)
+            if kept:
+                self.torch.state[parameter] = kept

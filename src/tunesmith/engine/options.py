@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from tunesmith.engine.clipping import ZClipOptions
 from tunesmith.engine.recovery import GuardOptions
 from tunesmith.engine.spikes import SpikeOptions
+from tunesmith.engine.windows import Timetable
 
 
 @dataclass(frozen=True)
@@ -36,3 +37,4 @@ class TrainerOptions:
     zclip: ZClipOptions | None = None
     spikes: SpikeOptions | None = None
     guards: GuardOptions = field(default_factory=GuardOptions)
+    timetable: Timetable | None = None

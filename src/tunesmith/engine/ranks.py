@@ -104,9 +104,10 @@ class World(Ranks):
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """As the base class says; which parameters have one is what the main rank, which always has a pass, says at first."""
         mine = [str(int(item.grad is not None)) for item in parameters]
-        if "gradients" not in self._names:
-            self._names["gradients"] = self.told(mine)
-        pattern = self._names["gradients"]
+        key = f"gradients of {','.join(str(id(item)) for item in parameters)}"  # what trains may change on the way
+        if key not in self._names:
+            self._names[key] = self.told(mine)
+        pattern = self._names[key]
         if any(one == "1" and other == "0" for one, other in zip(mine, pattern, strict=True)):
             raise RuntimeError(f"rank {self.rank} has a gradient that the main rank lacks")
         chosen = [item for item, has in zip(parameters, pattern, strict=True) if has == "1"]

@@ -11,7 +11,6 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,29 +23,19 @@ from tunesmith.engine.interrupts import GO_ON, Asked, Interrupts
 from tunesmith.engine.numbers import DeferredNumbers
 from tunesmith.engine.optim import Optimiser
 from tunesmith.engine.options import TrainerOptions
+from tunesmith.engine.outcome import Outcome
+from tunesmith.engine.pace import Pace
 from tunesmith.engine.precision import Precision
 from tunesmith.engine.ranks import Ranks
 from tunesmith.engine.reckoning import LEFT_OUT, Reckoning
 from tunesmith.engine.recovery import Recovery, RollBack
 from tunesmith.engine.relief import CannotRelieve, MemoryRelief
 from tunesmith.engine.saver import Bystander, Saver
-from tunesmith.engine.schedules import rate_factor
 from tunesmith.engine.verdict import Judge
 from tunesmith.engine.vitals import LayerVital, LayerWatch, measure
 from tunesmith.engine.watchdog import Watchdog
 from tunesmith.errors import GateRefused, GuardStopped
-from tunesmith.types import Adapter, Control, Objective, Step, Stream
-
-
-@dataclass
-class Outcome:
-    """How a run ended. ``loss`` is that of the last step, in nats per unit."""
-
-    steps: int
-    tokens: int
-    loss: float
-    seconds: float
-    stopped_early: str | None = None
+from tunesmith.types import Adapter, Control, Objective, ParamGroup, Step, Stream
 
 
 class Trainer:
@@ -68,6 +57,7 @@ class Trainer:
         interrupts: watches signals.
         watchdog: watches that steps come; None for nobody.
         ranks: who else trains; None for nobody. All but the main one have no hooks, and say nothing.
+        arrange: may split the groups of what trains, such as by depth.
     """
 
     def __init__(  # noqa: PLR0913 - the loop takes each of its parts by itself: it builds none
@@ -88,6 +78,7 @@ class Trainer:
         interrupts: Interrupts | None = None,
         watchdog: Watchdog | None = None,
         ranks: Ranks | None = None,
+        arrange: Callable[[Sequence[ParamGroup]], list[ParamGroup]] = list,
     ) -> None:
         self.model: Any = model
         self.objective = objective
@@ -103,8 +94,9 @@ class Trainer:
         self.watchdog = watchdog
         self.device: torch.device = model.device  # type: ignore[assignment]
         self.precision = Precision(options.precision, self.device)
-        self.groups = adapter.groups()
+        self.groups = arrange(adapter.groups())
         self.optimiser = Optimiser(self.groups, options)
+        self.pace = Pace(self.optimiser, options, self.ranks, say)
         self.relief = MemoryRelief(
             model, recomputes=options.recompute, has_dropout=options.has_dropout, name_row=name_row, say=say
         )
@@ -192,8 +184,7 @@ class Trainer:
 
     def _one_step(self, step: Step) -> dict[str, Any]:
         """One optimiser step; the host waits for nothing here on CUDA. Returns its facts, of which ``seconds`` is to come."""
-        rate = self.options.learning_rate * rate_factor(self.step, self.options)
-        self.optimiser.set_rate(rate)
+        rate = self.pace.begin(self.step)
         try:
             result = self.gradients.of_step(self.step, step, self.optimiser.clear)
         except CannotRelieve as error:
@@ -204,6 +195,7 @@ class Trainer:
             ) from error
         grad_norm = self._unscale_and_norm()
         flags = self.judge.judge(self.step, result.loss, grad_norm)
+        self.pace.watch(flags["refused"])
         self.judge.clipping.apply(self.optimiser.parameters, grad_norm)
         self.optimiser.step(flags["refused"])
         flags["spoilt"] = self.judge.look_at_weights(self.optimiser.parameters)
@@ -228,6 +220,7 @@ class Trainer:
         facts = {
             "learning_rate": rate, "tokens": tokens, "index": self.step, "atoms": step,
             "trained_tokens": sum(int(batch.targets_S.shape[0]) for batch in step),
+            "trained_parameters": self.pace.num_trained,
         }  # fmt: skip
         self.step += 1
         self.tokens += tokens
@@ -292,7 +285,7 @@ class Trainer:
             "stream": {**self.stream.state_dict(), "next_step": self.step},
             "precision": self.precision.state_dict(),
             "hooks": [hook.state_dict() for hook in self.hooks],
-            "judge": self.judge.state_dict(), "recovery": self.recovery.state_dict(), "relief": self.relief.state_dict(),
+            "judge": self.judge.state_dict(), "pace": self.pace.state_dict(), "recovery": self.recovery.state_dict(), "relief": self.relief.state_dict(),
             "evaluated_step": self._evaluated_step, "stopped": self._stopped, "faulty_layers": self.layers.faulty,
         }  # fmt: skip
 
@@ -312,6 +305,7 @@ class Trainer:
         self.stream.load_state_dict(state["stream"])
         self.precision.load_state_dict(state["precision"])
         self.judge.load_state_dict(state["judge"])
+        self.pace.load_state_dict(state["pace"])
         self.recovery.load_state_dict(state["recovery"])
         self.relief.load_state_dict(state["relief"])
         self._evaluated_step, self._stopped = int(state["evaluated_step"]), state["stopped"]
@@ -358,7 +352,8 @@ class Trainer:
         if heaviest is None or self.step >= self.options.total_steps:
             return
         try:
-            self.gradients.of_step(self.step, [heaviest] * self.ranks.size, self.optimiser.clear)
+            with self.pace.heaviest(self.step):
+                self.gradients.of_step(self.step, [heaviest] * self.ranks.size, self.optimiser.clear)
         except CannotRelieve as error:
             raise GateRefused(
                 f"training does not fit into memory: {error}",

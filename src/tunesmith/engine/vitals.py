@@ -19,12 +19,16 @@ _VANISHING = 1e-3
 
 @dataclass(frozen=True)
 class LayerVital:
-    """One layer at one step. ``ratio`` is the norm of the update over the norm of the weights; usual is about 1e-3."""
+    """One layer at one step. ``ratio`` is the norm of the update over the norm of the weights; usual is about 1e-3.
+
+    ``share`` is the share of the rate that the layer has because of its place in the model.
+    """
 
     layer: str
     update_norm: float
     weight_norm: float
     grad_norm: float
+    share: float = 1.0
 
     @property
     def ratio(self) -> float:
@@ -45,6 +49,7 @@ def measure(optimiser: Optimiser) -> list[LayerVital]:
     The update is taken from the optimiser's own state, so that no copy of the weights is needed; decay is not counted.
     """
     squares: dict[str, Tensor] = {}
+    shares: dict[str, float] = {}
     for name, parameter in zip(optimiser.names, optimiser.parameters, strict=True):
         if parameter.grad is None:
             continue
@@ -52,22 +57,29 @@ def measure(optimiser: Optimiser) -> list[LayerVital]:
         parts = (update, parameter.detach(), parameter.grad)
         now_3 = torch.stack([part.float().square().sum() for part in parts])
         layer = layer_of(name)
+        shares[layer] = optimiser.share(parameter)
         squares[layer] = squares[layer] + now_3 if layer in squares else now_3
     if not squares:
         return []
     norms = torch.stack(list(squares.values())).sqrt().tolist()
-    return [LayerVital(layer, *values) for layer, values in zip(squares, norms, strict=True)]
+    return [
+        LayerVital(layer, update, weight, gradient, shares[layer])
+        for layer, (update, weight, gradient) in zip(squares, norms, strict=True)
+    ]
 
 
 def faults(vitals: list[LayerVital]) -> dict[str, str]:
-    """What is wrong with a layer, by layer: ``dead`` gets no gradient at all, ``vanishing`` moves far less than the others."""
-    ratios = sorted(item.ratio for item in vitals)
+    """What is wrong with a layer, by layer: ``dead`` gets no gradient at all, ``vanishing`` moves far less than the others.
+
+    A layer that is meant to move less, by the share of the rate that it has, is held to that.
+    """
+    ratios = sorted(item.ratio / item.share for item in vitals)
     usual = ratios[len(ratios) // 2] if ratios else 0.0
     found = {}
     for item in vitals:
         if item.grad_norm == 0.0:
             found[item.layer] = "dead: no gradient reaches it"
-        elif item.ratio < _VANISHING * usual:
+        elif item.ratio < _VANISHING * usual * item.share:
             found[item.layer] = (
                 f"vanishing: its update is {item.ratio:.1e} of its weights, the median layer's {usual:.1e}"
             )

@@ -80,6 +80,20 @@ def layer_index(name: str) -> int | None:
     return int(found.group(1)) if found else None
 
 
+def num_layers(names: Iterable[str]) -> int:
+    """Transformer layers that the names of a model's parameters speak of."""
+    return 1 + max((index for name in names if (index := layer_index(name)) is not None), default=-1)
+
+
+def depth(name: str, num_layers: int) -> int:
+    """Place of a parameter: 0 before the layers (embeddings and their norms), 1 to ``num_layers`` in one, then what follows."""
+    index = layer_index(name)
+    if index is not None:
+        return index + 1
+    before = is_embedding(name) or is_position_embedding(name) or "embeddings" in name.split(".")
+    return 0 if before and not is_head(name) else num_layers + 1
+
+
 def in_attention(module: str) -> bool:
     """Whether a linear layer of this dotted name belongs to attention; the parents' names tell first."""
     *parents, last = module.split(".")

@@ -123,10 +123,11 @@ def estimate_memory(
 
 
 def optimiser_bytes(settings: Settings) -> int:
-    """Bytes of optimiser state per trained element."""
+    """Bytes of optimiser state per trained element; autofreeze keeps sums of gradients with it."""
+    sums = 4 if settings.freezing == "autofreeze" else 0
     if settings.optimiser == "adamw":
-        return 8
-    return 4 if settings.momentum > 0 else 0
+        return 8 + sums
+    return (4 if settings.momentum > 0 else 0) + sums
 
 
 def save_copy_bytes(settings: Settings, num_trainable: int) -> int:

@@ -13,9 +13,10 @@ from tunesmith.files import read_json
 from tunesmith.models.facts import ModelFacts, read_facts
 from tunesmith.models.locate import ModelFolder, check_weights, locate
 from tunesmith.planning import defaults, memory, speeds
-from tunesmith.planning.cost import Time, disk_bytes, energy, passes, price, run_flops, run_time
+from tunesmith.planning.cost import Time, disk_bytes, energy, passes, price, run_time
 from tunesmith.planning.dropout import dropout_notes
 from tunesmith.planning.early_stopping import early_stopping_notes
+from tunesmith.planning.freezing import freezing_notes, freezing_values, frozen_flops
 from tunesmith.planning.losses import loss_notes, passes_of_a_step, require_dropout
 from tunesmith.planning.machine import Machine, detect
 from tunesmith.planning.memory import Memory
@@ -179,13 +180,13 @@ def make_plan(
     scope, num_passes = scope_of(facts, settled.adapter), passes_of_a_step(recipe)
     notes = [*_model_notes(facts), *said, *_count_notes(counts), *wide_rank_notes(facts, scope), *loss_notes(recipe)]
     settings, values = settle(recipe, facts, machine, counts, context)
-    values |= tokens
-    notes += dropout_notes(recipe, facts, settings)
+    values |= tokens | freezing_values(recipe, facts, scope, settings)
+    notes += [*dropout_notes(recipe, facts, settings), *freezing_notes(recipe, facts, scope, settings)]
     settings, needed, values["training.atom_tokens"], values["training.recompute"] = fit_to_memory(
         facts, scope, settings, counts, machine.available_bytes, recipe.training.recompute, num_passes=num_passes
     )
     notes += [*early_stopping_notes(recipe, settings), *([] if needed.fits else [_does_not_fit(needed, settings)])]
-    flops = num_passes * run_flops(facts, scope, settings, counts)
+    flops = num_passes * frozen_flops(recipe, facts, scope, settings, counts)
     key = SpeedKey(machine.fingerprint, machine.device, settings.precision, facts.shape_name, scope.kind)
     time = _time(recipe, key, flops, counts, notes, speeds_file)
     resolved = resolve_recipe(settled, settings)

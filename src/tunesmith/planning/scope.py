@@ -100,7 +100,7 @@ def scope_of(facts: ModelFacts, section: AdapterSection) -> Scope:
         adapted=adapted,
         rank=rank,
         dropout=dropout,
-        first_layer=_first_layer(facts, [*chosen, *adapted, *rows]),
+        first_layer=first_layer(facts, [*chosen, *adapted, *rows]),
         rows=rows,
     )
 
@@ -249,7 +249,8 @@ def _kinds(known: Iterable[str]) -> str:
     return ", ".join(shown) + (" …" if len(folded) > len(shown) else "")
 
 
-def _first_layer(facts: ModelFacts, chosen: Iterable[str]) -> int:
+def first_layer(facts: ModelFacts, chosen: Iterable[str]) -> int:
+    """Lowest layer that a gradient must pass to reach what is chosen."""
     lowest = facts.num_layers
     for name in chosen:
         index = names.layer_index(name)

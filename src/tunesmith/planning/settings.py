@@ -70,6 +70,7 @@ class Settings:
     optimiser: str
     betas: tuple[float, float]
     momentum: float
+    freezing: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""

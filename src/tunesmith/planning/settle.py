@@ -6,6 +6,7 @@ from typing import Any
 
 from tunesmith.models.facts import ModelFacts
 from tunesmith.planning import defaults
+from tunesmith.planning.freezing import schedule_of
 from tunesmith.planning.machine import Machine
 from tunesmith.planning.settings import Counts, Derived, Settings
 from tunesmith.recipe.root import Recipe
@@ -61,11 +62,12 @@ def settle(
         seed=recipe.seed,
         clip=training.clip,
         weight_decay=training.weight_decay,
-        schedule=training.schedule,
+        schedule=schedule_of(recipe),
         decay_share=training.decay_share,
         optimiser=training.optimiser,
         betas=training.betas,
         momentum=training.momentum,
+        freezing=training.freezing.type if training.freezing is not None else None,
     )
     return settings, values
 

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from tunesmith.recipe.guards import GuardsSection, ZClipSection
+from tunesmith.recipe.layers import FreezeOutSection, FreezingField, LayerRatesSection
 from tunesmith.recipe.section import Section
 
 ScheduleName = Literal["cosine", "linear", "constant", "wsd", "slanted"]
@@ -51,6 +52,10 @@ class TrainingSection(Section):
     """Share of the steps after warm-up in which ``wsd`` falls to zero."""
     neftune_alpha: float | None = Field(default=None, gt=0.0)
     """Noise on the embeddings that training reads (NEFTune), alpha / sqrt(length x width) at most; 5 is usual, unset is none."""
+    layer_rates: LayerRatesSection | None = None
+    """Slower rates for lower layers; ``{}`` takes a decay of 0.9. Goes with every scope and adapter."""
+    freezing: FreezingField | None = None
+    """Unfreeze or freeze layers on the way: ``unfreeze_gradually``, ``freezeout`` or ``autofreeze``."""
     weight_decay: float = Field(default=0.01, ge=0.0)
     """Decoupled decay of matrices; vectors (norms, biases) and embeddings are not decayed."""
     clip: float | None = Field(default=1.0, gt=0.0)
@@ -82,4 +87,6 @@ class TrainingSection(Section):
             raise ValueError("give either `epochs` or `max_steps`, not both")
         if isinstance(self.warmup, float) and self.warmup > 1:
             raise ValueError("`warmup` is a share of the steps below 1, or a whole number of steps")
+        if isinstance(self.freezing, FreezeOutSection) and self.schedule != "cosine":
+            raise ValueError("`freezeout` gives each layer a cosine of its own: leave `schedule` at `cosine`")
         return self

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
+from tunesmith.adapters.depths import by_depth
 from tunesmith.data.loader import PackedStream, StreamOptions
 from tunesmith.data.prepared import Prepared
 from tunesmith.data.rendering import Renderer
@@ -18,16 +19,19 @@ from tunesmith.engine.clipping import ZClipOptions
 from tunesmith.engine.hooks import Hook
 from tunesmith.engine.interrupts import Interrupts
 from tunesmith.engine.options import TrainerOptions
+from tunesmith.engine.outcome import Outcome
 from tunesmith.engine.ranks import Ranks
 from tunesmith.engine.recovery import GuardOptions
 from tunesmith.engine.spikes import SpikeOptions
 from tunesmith.engine.stopping import EarlyStopping
-from tunesmith.engine.trainer import Outcome, Trainer
+from tunesmith.engine.trainer import Trainer
 from tunesmith.engine.vitals import LayerVital
 from tunesmith.engine.watchdog import Watchdog, WatchdogOptions
 from tunesmith.errors import GuardStopped
+from tunesmith.models import names
 from tunesmith.models.causal_lm import CausalLM
 from tunesmith.objectives import build as build_objective
+from tunesmith.planning.freezing import timetable
 from tunesmith.planning.memory import saves_in_background
 from tunesmith.planning.plan import Plan
 from tunesmith.planning.settings import Settings
@@ -35,7 +39,7 @@ from tunesmith.progress import Progress
 from tunesmith.recipe.root import Recipe
 from tunesmith.registry.lease import LeaseLost
 from tunesmith.registry.runs import RunFolder
-from tunesmith.types import Adapter
+from tunesmith.types import Adapter, ParamGroup
 from tunesmith.workshop.careful import careful
 from tunesmith.workshop.forking import Fork
 from tunesmith.workshop.machinery import Machinery
@@ -155,25 +159,32 @@ class Fit:
         options = WatchdogOptions(stop_after_seconds=None if minutes is None else minutes * 60)
         watchdog = Watchdog(self.run.path, options, interrupts, say, self._last_words)
         trainer = Trainer(
-            model, build_objective(self.recipe.objective), adapter, self._stream(), self._options(model), checkpoints,
+            model, build_objective(self.recipe.objective), adapter, self._stream(), self._options(model, adapter), checkpoints,
             hooks=hooks, name_row=lambda row: str(self.data.train.origin(row)), say=say,
             tell_layers=self._tell_layers, interrupts=interrupts,
-            watchdog=watchdog if self.ranks.is_main else None, ranks=self.ranks,
+            watchdog=watchdog if self.ranks.is_main else None, ranks=self.ranks, arrange=self._arrange(model),
         )  # fmt: skip
         return trainer
+
+    def _arrange(self, model: CausalLM) -> Callable[[Sequence[ParamGroup]], list[ParamGroup]]:
+        """Groups told apart by depth where the recipe speaks of layers; else as they are, which keeps the order of sums."""
+        training, num_layers = self.recipe.training, _num_layers(model)
+        if training.layer_rates is None and training.freezing is None:
+            return list
+        return lambda groups: by_depth(groups, num_layers, training.layer_rates)
 
     def _last_words(self, text: str) -> None:
         """Said by the watching thread when the loop is stuck and the process is about to be ended."""
         self.run.set_status("stopped", message=text)
         self.say("stopped", text)
 
-    def _options(self, model: CausalLM) -> TrainerOptions:
+    def _options(self, model: CausalLM, adapter: Adapter) -> TrainerOptions:
         names = TrainerOptions.__dataclass_fields__
         values: Mapping[str, Any] = {
             name: getattr(self.settings, name) for name in names if hasattr(self.settings, name)
         }
         training = self.recipe.training
-        guards, zclip = training.guards, training.adaptive_clip
+        guards, zclip, num_layers = training.guards, training.adaptive_clip, _num_layers(model)
         policies = {name: getattr(guards, name) for name in GuardOptions.__dataclass_fields__}
         trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         return TrainerOptions(
@@ -184,6 +195,7 @@ class Fit:
             max_failed_saves=guards.max_failed_saves,
             has_dropout=_has_dropout(model, self.recipe),
             save_in_background=saves_in_background(self.settings, trained),
+            timetable=timetable(self.recipe, self.settings, _depths(adapter, num_layers), num_layers),
         )
 
     def _tell_layers(self, step: int, vitals: list[LayerVital]) -> None:
@@ -292,6 +304,15 @@ def _how_far(trainer: Trainer) -> dict[str, Any]:
         "step": trainer.step, "tokens": trainer.tokens, "seconds": trainer.seconds,
         "loss": loss if math.isfinite(loss) else None,
     }  # fmt: skip
+
+
+def _num_layers(model: CausalLM) -> int:
+    return names.num_layers(name for name, _ in model.hf.named_parameters())
+
+
+def _depths(adapter: Adapter, num_layers: int) -> set[int]:
+    """Depths that hold what trains."""
+    return {names.depth(name, num_layers) for group in adapter.groups() for name, _ in group.parameters}
 
 
 def _has_dropout(model: CausalLM, recipe: Recipe) -> bool:

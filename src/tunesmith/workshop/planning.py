@@ -75,6 +75,11 @@ def remember_speed(plan: Plan, seconds: float, steps: int) -> None:
     share = steps / max(1, plan.settings.total_steps)
     if steps < _FEWEST_STEPS or seconds <= 0:
         return
+    freezing = plan.settings.freezing
+    if freezing == "autofreeze" or (
+        freezing is not None and share < 1
+    ):  # the steps were not of the arithmetic that was planned
+        return
     try:
         record(plan.speed_key, plan.flops * share / seconds)
     except (OSError, ValueError):

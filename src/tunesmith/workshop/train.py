@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from tunesmith.disk import disk
+from tunesmith.engine.outcome import Outcome
 from tunesmith.engine.randomness import use_deterministic
 from tunesmith.engine.ranks import Ranks, joined
-from tunesmith.engine.trainer import Outcome
 from tunesmith.errors import RunError
 from tunesmith.evaluation.comparison import compare
 from tunesmith.evaluation.scorecard import Scorecard

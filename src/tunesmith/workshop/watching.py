@@ -37,6 +37,7 @@ class MetricsHook:
         line: dict[str, Any] = {
             "step": facts.step, "loss": _finite(facts.loss), "learning_rate": facts.learning_rate,
             "grad_norm": _finite(facts.grad_norm), "tokens": facts.tokens_total, "trained_tokens": facts.trained_tokens,
+            "trained_parameters": facts.trained_parameters,
             "tokens_per_second": round(speed, 1), "seconds": round(facts.seconds, 6),
             **{name: _finite(value) for name, value in facts.metrics.items()},
         }  # fmt: skip

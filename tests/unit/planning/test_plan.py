@@ -49,7 +49,8 @@ def test_round_trip_and_nothing_unset(recipe: Recipe, cpu) -> None:
     allowed = {
         "model.chat_template", "model.dropout.attention", "model.dropout.hidden", "model.dropout.embedding",
         "training.neftune_alpha", "training.max_steps", "training.micro_batch_size", "training.early_stopping",
-        "training.adaptive_clip", "training.guards.spikes", "training.guards.stall_minutes",
+        "training.layer_rates", "training.freezing", "training.adaptive_clip", "training.guards.spikes",
+        "training.guards.stall_minutes",
         "data.validation.group_by", "data.test.group_by",
         "evaluation.tasks", "machine.memory_gib", "machine.tflops", "machine.watts", "machine.price_per_hour",
     }  # fmt: skip

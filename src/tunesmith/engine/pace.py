@@ -1,0 +1,159 @@
+"""Before each step: what trains, and how fast. The rate of the schedule, shared out by depth; depths frozen and unfrozen.
+
+Frozen means: no gradient, no memory of one, no optimiser state. All groups are there from the start. Everything is a function
+of the step and of the saved state, so that a resume finds it again; the host waits for the device at the end of an interval
+of ``PrefixRule`` and nowhere else.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tunesmith.engine.checkpoint import Say
+from tunesmith.engine.optim import Optimiser
+from tunesmith.engine.options import TrainerOptions
+from tunesmith.engine.ranks import Ranks
+from tunesmith.engine.schedules import rate_factor
+from tunesmith.engine.windows import PrefixRule, Timetable, lowest_kept, shown_depths
+
+
+class Pace:
+    """Sets the rates of the optimiser's groups, and freezes by the timetable.
+
+    Args:
+        optimiser: its groups know their depths where there is a timetable.
+        options: rate, schedule and timetable.
+        ranks: who else trains; the main one's choice holds for all.
+        say: where it is told what is frozen.
+    """
+
+    def __init__(self, optimiser: Optimiser, options: TrainerOptions, ranks: Ranks, say: Say) -> None:
+        self.optimiser = optimiser
+        self.options = options
+        self.ranks = ranks
+        self.say = say
+        self.timetable = options.timetable or Timetable()
+        self.frozen: frozenset[int] = frozenset()
+        self._depths = sorted({group.depth for group in optimiser.groups if group.depth is not None})
+        self._lowest = min(self._depths, default=0)
+        self._interval: int | None = None
+        self._norms: dict[int, float] = {}
+
+    def begin(self, step: int) -> float:
+        """Freeze, unfreeze and set the rates for a step (from 0). Returns the rate of what is topmost."""
+        rate = self.options.learning_rate * rate_factor(step, self.options)
+        if self.options.timetable is None:
+            self.optimiser.set_rate(rate)
+            return rate
+        if self.timetable.rule is not None:
+            self._look(step, self.timetable.rule)
+        shares = {depth: self._share(depth, step) for depth in self._depths}
+        self._freeze(frozenset(depth for depth, share in shares.items() if share == 0.0), step)
+        self.optimiser.set_rate(rate, shares)
+        return rate * (shares[self._depths[-1]] if shares else 1.0)
+
+    def watch(self, refused: Tensor) -> None:
+        """Take the gradients of a step, before they are clipped, for the rule that looks at them; none of a refused step."""
+        rule = self.timetable.rule
+        if rule is not None:
+            self.optimiser.add_up(refused, below=rule.top)
+
+    @property
+    def num_trained(self) -> int:
+        """Elements that train at this step."""
+        return sum(
+            parameter.numel()
+            for group in self.optimiser.groups
+            if group.depth not in self.frozen
+            for _, parameter in group.parameters
+        )
+
+    @contextmanager
+    def heaviest(self, step: int) -> Iterator[None]:
+        """Within the context all that is frozen and trains later has a gradient too: what needs most memory."""
+        frozen = self.frozen
+        windows = self.timetable.windows
+        self.frozen = frozenset(depth for depth in frozen if depth not in windows or windows[depth].end <= step)
+        self._require()
+        try:
+            yield
+        finally:
+            self.frozen = frozen
+            self._require()
+
+    def _share(self, depth: int, step: int) -> float:
+        return 0.0 if depth < self._lowest else self.timetable.share(depth, step)
+
+    def _freeze(self, frozen: frozenset[int], step: int) -> None:
+        newly, thawed = frozen - self.frozen, self.frozen - frozen
+        if not newly and not thawed:
+            return
+        self.frozen = frozen
+        self._require()
+        for group in self.optimiser.groups:
+            if group.depth in newly:
+                self.optimiser.forget(group)
+        for depths, kind, words in ((newly, "layers_frozen", "frozen"), (thawed, "layers_unfrozen", "trained")):
+            if depths:
+                named = shown_depths(depths, self.timetable.num_layers)
+                self.say(kind, f"{words} from step {step + 1} on: {named}; {self.num_trained:,} parameters train")
+
+    def _require(self) -> None:
+        for group in self.optimiser.groups:
+            for _, parameter in group.parameters:
+                parameter.requires_grad_(group.depth not in self.frozen)
+
+    def _look(self, step: int, rule: PrefixRule) -> None:
+        """At the end of an interval, hold the sums of the gradients against those of the interval before."""
+        now = step // rule.interval
+        if self._interval is None or now == self._interval:
+            self._interval = now
+            return
+        norms = self._sums(rule)
+        changes = {depth: _change(self._norms[depth], norm) for depth, norm in norms.items() if depth in self._norms}
+        if changes:
+            self._lowest = int(self.ranks.told(lowest_kept(changes, rule.percentile)))
+        self._norms, self._interval = norms, now
+        self.optimiser.sums.clear()
+
+    @torch.no_grad()
+    def _sums(self, rule: PrefixRule) -> dict[int, float]:
+        """L1 norm of the summed gradients by depth; the host waits for the device."""
+        totals: dict[int, Tensor] = {}
+        for group in self.optimiser.groups:
+            if group.depth is None or not self._lowest <= group.depth < rule.top:
+                continue
+            for _, parameter in group.parameters:
+                summed = self.optimiser.sums.get(parameter)
+                one = torch.zeros((), device=parameter.device) if summed is None else summed.abs().sum()
+                totals[group.depth] = totals[group.depth] + one if group.depth in totals else one
+        values = torch.stack(list(totals.values())).double().tolist() if totals else []
+        return dict(zip(totals, values, strict=True))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is frozen, and what the rule knows; the sums are with the optimiser's tensors."""
+        return {
+            "frozen": sorted(self.frozen), "lowest": self._lowest, "interval": self._interval,
+            "norms": [[depth, norm] for depth, norm in self._norms.items()],
+        }  # fmt: skip
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Inverse of ``state_dict``."""
+        self._lowest, self._interval = int(state["lowest"]), state["interval"]
+        self._norms = {int(depth): float(norm) for depth, norm in state["norms"]}
+        self.frozen = frozenset(state["frozen"])
+        if self.options.timetable is not None:
+            self._require()
+
+
+def _change(before: float, now: float) -> float:
+    """Change of a norm as a share of what it was (AutoFreeze's eta)."""
+    if before == 0.0:
+        return 0.0 if now == 0.0 else math.inf
+    return abs(before - now) / before
