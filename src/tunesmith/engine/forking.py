@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from tunesmith.engine.checkpoint import Checkpoint
+from tunesmith.engine.optim import is_sum
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Carried:
         loss_scale: of fp16.
         clipping: the history that ZClip clips by.
         spikes: the windows of the guards.
+        freezing: what is frozen, and what its rule has seen.
     """
 
     position: bool = False
@@ -28,6 +30,7 @@ class Carried:
     loss_scale: bool = False
     clipping: bool = False
     spikes: bool = False
+    freezing: bool = False
 
 
 def first_checkpoint(parent: Checkpoint, fresh: Mapping[str, Any], carried: Carried) -> Checkpoint:
@@ -53,7 +56,13 @@ def first_checkpoint(parent: Checkpoint, fresh: Mapping[str, Any], carried: Carr
     if carried.spikes:
         judge["controls"] = parent.state["judge"]["controls"]
     state["judge"] = judge
-    optimiser = parent.optimiser if carried.optimiser else {}
+    if carried.freezing:
+        state["pace"] = parent.state["pace"]
+    optimiser = {
+        name: tensor
+        for name, tensor in (parent.optimiser if carried.optimiser else {}).items()
+        if carried.freezing or not is_sum(name)
+    }
     return Checkpoint(int(state["step"]), parent.trained, optimiser, state)
 
 

@@ -126,3 +126,8 @@ class Optimiser:
                 self.sums[parameter] = kept.pop(_SUM)
             if kept:
                 self.torch.state[parameter] = kept
+
+
+def is_sum(name: str) -> bool:
+    """Whether a tensor of ``Optimiser.state`` is a sum of gradients, which is no state of the optimiser itself."""
+    return name.rpartition("/")[2] == _SUM

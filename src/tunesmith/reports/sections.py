@@ -27,6 +27,7 @@ from tunesmith.reports.measures import PROBE, Change, changes, claimed_on
 from tunesmith.reports.wording import as_list, as_mapping, as_number, count, number, percent, plain
 
 MOST_CLASSES = 30
+TRAINED = "Trained parameters"
 _MOST_PAIRS = 15
 _FEW_PAIRS = 6
 _SAMPLE_CHARACTERS = 600
@@ -97,7 +98,8 @@ class Layers:
 
 
 def curves(facts: Facts) -> tuple[LineChart, ...]:
-    """Loss (raw, smoothed, validation), learning rate, gradient norm, speed; those that have points."""
+    """Loss (raw, smoothed, validation), learning rate, gradient norm, speed, and what trained where that changed."""
+    trained = _points(facts.metrics, "trained_parameters")
     raw = _points(facts.metrics, "nll") or _points(facts.metrics, "loss")  # beside validation stands the plain loss
     charts = (
         line_chart(
@@ -119,8 +121,22 @@ def curves(facts: Facts) -> tuple[LineChart, ...]:
             unit="tokens per second",
             from_zero=True,
         ),
+        line_chart(
+            TRAINED,
+            [Series("parameters", "tuned", _stairs(trained))] if len({size for _, size in trained}) > 1 else [],
+            from_zero=True,
+        ),
     )
     return tuple(chart for chart in charts if chart is not None)
+
+
+def _stairs(points: list[Point]) -> list[Point]:
+    """Of a curve that stays level until it jumps, its ends and the points on both sides of each jump."""
+    inner = range(1, len(points) - 1)
+    jumps = [
+        place for place in inner if points[place - 1][1] != points[place][1] or points[place][1] != points[place + 1][1]
+    ]
+    return [points[place] for place in (0, *jumps, len(points) - 1)]
 
 
 def _points(lines: list[dict[str, Any]], key: str) -> list[Point]:

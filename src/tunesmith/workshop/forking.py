@@ -225,6 +225,7 @@ def _carried(parent: Recipe, parents_data: str, child: Child) -> tuple[Carried, 
         loss_scale=one.precision == other.precision == "fp16",
         clipping=position and one.adaptive_clip == other.adaptive_clip,
         spikes=position and one.guards.spikes == other.guards.spikes,
+        freezing=position and one.freezing == other.freezing,
     )
     said = [f"{' and '.join(moved)} {'is' if len(moved) == 1 else 'are'} not the parent's"] if moved else []
     if not carried.optimiser:
@@ -233,6 +234,8 @@ def _carried(parent: Recipe, parents_data: str, child: Child) -> tuple[Carried, 
         said.append("adaptive clipping starts anew: its settings are not the parent's")
     if position and not carried.spikes:
         said.append("the window of the spike guard starts anew: its settings are not the parent's")
+    if position and not carried.freezing:
+        said.append("what is frozen starts anew: `training.freezing` is not the parent's")
     if other.early_stopping is not None:
         said.append("early stopping starts anew: the best checkpoint is chosen among the child's own")
     return carried, said
