@@ -17,12 +17,17 @@ RecomputeChoice = Literal["auto", "on", "off"]
 
 
 class EarlyStoppingSection(Section):
-    """Stop when validation loss has not improved; the best checkpoint becomes the result."""
+    """Stop when a measure of the validation rows has not improved; the best checkpoint becomes the result."""
 
+    metric: Literal["loss", "exact_match", "label_ranking", "instruction_following"] = "loss"
+    """``loss`` (lower is better); or of answers (higher is better) the share that is exactly right, the share of labels ranked first,
+    or the Instruction Following Score."""
     patience: int = Field(default=3, gt=0)
     """Evaluations without improvement before stopping."""
     min_delta: float = Field(default=0.0, ge=0.0)
-    """Improvement in nats per unit that counts."""
+    """Improvement that counts: nats per token for the loss, a share from 0 to 1 for the others."""
+    rows: int = Field(default=200, gt=0)
+    """Validation rows that are answered at each evaluation for a metric of answers; the loss takes all rows."""
 
 
 class TrainingSection(Section):
@@ -77,7 +82,7 @@ class TrainingSection(Section):
     log_every: int = Field(default=1, gt=0)
     """Steps between lines of metrics.jsonl."""
     early_stopping: EarlyStoppingSection | None = None
-    """Stop on validation loss."""
+    """Stop on a measure of the validation rows."""
     guards: GuardsSection = GuardsSection()
     """What happens when numbers, disk or time go wrong."""
 

@@ -45,6 +45,7 @@ from tunesmith.workshop.forking import Fork
 from tunesmith.workshop.machinery import Machinery
 from tunesmith.workshop.prepare import base_of
 from tunesmith.workshop.sinks import open_sinks
+from tunesmith.workshop.stopping_metric import make_watch
 from tunesmith.workshop.watching import MetricsHook, ValidationHook
 
 _PROBED_ROWS = 8
@@ -91,13 +92,13 @@ class Fit:
         resolved = self.plan.resolved.model_dump(mode="json")
         opened = open_sinks(self.recipe.logging, self.recipe.name, self.run.path, resolved)
         sinks = careful(opened, self.recipe.logging.sinks, self.say)
-        stopping = self.recipe.training.early_stopping
-        early = EarlyStopping(stopping.patience, stopping.min_delta) if stopping else None
+        watch = make_watch(self.recipe, self.data, self.renderer)
+        early = watch.stopping if watch else None
         hooks: list[Hook] = [
             MetricsHook(self.run, self.settings, self.progress, sinks),
             ValidationHook(
                 self.run, self.data, self.renderer, machine, self.progress,
-                samples=self.recipe.training.samples, stopping=early, sinks=sinks,
+                samples=self.recipe.training.samples, watch=watch, sinks=sinks,
             ),
         ]  # fmt: skip
         checkpoints = CheckpointFolder(
@@ -257,7 +258,7 @@ class Fit:
         trainer.adapter.load_state(weights)
         self.say(
             "best_taken",
-            f"the result is the checkpoint of step {early.best_step}, validation loss {early.best_loss:.4f}",
+            f"the result is the checkpoint of step {early.best_step}, {early.name} {early.best:.4f}",
         )
         return early.best_step
 

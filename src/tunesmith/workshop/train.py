@@ -36,6 +36,7 @@ from tunesmith.workshop.planning import remember_speed
 from tunesmith.workshop.results import write_result
 from tunesmith.workshop.scoring import Scoring
 from tunesmith.workshop.start import Run, Start, is_done, summary
+from tunesmith.workshop.stopping_metric import make_watch
 from tunesmith.workshop.suite import adopt_suite
 from tunesmith.workshop.together import FINISHED, require_work
 from tunesmith.workshop.token_events import token_events
@@ -138,6 +139,8 @@ class _Job(Start):
     def load(self) -> None:
         """Load the base, once it is known to fit: one that does not load or be scored leaves no run behind."""
         require_fit(self.plan)
+        # What cannot be watched is refused before anything is written.
+        make_watch(self.recipe, self.data, self.renderer)
         self.scoring = Scoring(self.recipe.evaluation, self.data, self.renderer, self.recipe.seed, self.progress)
         use_deterministic(self.settings.deterministic)
         self.meter = MemoryMeter(torch.device(self.settings.device))

@@ -9,7 +9,6 @@ from typing import Any
 from tunesmith.data.prepared import Prepared
 from tunesmith.data.rendering import Renderer
 from tunesmith.engine.hooks import StepFacts
-from tunesmith.engine.stopping import EarlyStopping
 from tunesmith.planning.settings import Settings
 from tunesmith.progress import Progress
 from tunesmith.records import Row, Text
@@ -17,6 +16,7 @@ from tunesmith.registry.runs import RunFolder
 from tunesmith.types import Sampling
 from tunesmith.workshop.machinery import Machinery
 from tunesmith.workshop.sinks import Sink
+from tunesmith.workshop.stopping_metric import Watch
 
 _SAMPLE_TOKENS = 64
 
@@ -67,7 +67,10 @@ class MetricsHook:
 
 
 class ValidationHook:
-    """Validation loss at intervals, a few answers to watch, and early stopping where it is asked for."""
+    """Validation loss at intervals, a few answers to watch, and early stopping where it is asked for.
+
+    What ``watch`` measures stands in the line of the loss.
+    """
 
     def __init__(
         self,
@@ -78,7 +81,7 @@ class ValidationHook:
         progress: Progress,
         *,
         samples: int,
-        stopping: EarlyStopping | None,
+        watch: Watch | None,
         sinks: tuple[Sink, ...] = (),
     ) -> None:
         self.run = run
@@ -86,7 +89,8 @@ class ValidationHook:
         self.machine = machine
         self.renderer = renderer
         self.progress = progress
-        self.stopping = stopping
+        self.stopping = watch.stopping if watch else None
+        self.measure = watch.measure if watch else None
         self.sinks = sinks
         self._watched: list[Row] = []
         if samples and self.store is not None:
@@ -103,13 +107,17 @@ class ValidationHook:
         losses = self.machine.scorer.row_losses([self.store.row(index) for index in range(self.store.num_rows)])
         nats, tokens = sum(total for total, _ in losses), sum(count for _, count in losses)
         loss = nats / max(1, tokens)
-        self.run.append_metric({"step": step, "validation_loss": _finite(loss), "validation_tokens": tokens})
+        measured = {} if self.measure is None else self.measure(self.machine)
+        more = {f"validation_{name}": value for name, value in measured.items()}
+        line = {"step": step, "validation_loss": _finite(loss), "validation_tokens": tokens, **more}
+        self.run.append_metric(line)
         for sink in self.sinks:
-            sink.log(step, {"validation_loss": loss})
+            sink.log(step, {"validation_loss": loss, **more})
         self._sample(step)
-        if self.stopping is None or not math.isfinite(loss):
+        value = next(iter(measured.values()), loss)
+        if self.stopping is None or not math.isfinite(value):
             return None
-        return self.stopping.see(step, loss)
+        return self.stopping.see(step, value)
 
     def _sample(self, step: int) -> None:
         if not self._watched:

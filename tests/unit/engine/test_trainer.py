@@ -119,6 +119,25 @@ def test_early_stopping_waits_and_remembers_the_best() -> None:
     assert copy.best_step == 3
 
 
+def test_early_stopping_on_a_measure_of_which_more_is_better() -> None:
+    """Equal is not better, and neither is a gain of no more than ``min_delta``."""
+    stopping = EarlyStopping(patience=2, min_delta=0.05, name="exact match", higher=True)
+    assert stopping.see(1, 0.5) is None
+    assert stopping.see(2, 0.54) is None
+    assert stopping.waited == 1
+    assert stopping.see(3, 0.7) is None
+    assert stopping.see(4, 0.7) is None
+    assert stopping.see(5, 0.1) == "exact match has not improved for 2 evaluations; the best was 0.7000 at step 3"
+    assert stopping.best_step == 3
+
+
+def test_a_best_of_nothing_is_a_best() -> None:
+    stopping = EarlyStopping(patience=1, higher=True)
+    assert stopping.see(2, 0.0) is None
+    assert stopping.best_step == 2
+    assert stopping.see(4, 0.0) is not None
+
+
 def test_the_best_step_gets_a_checkpoint_of_its_own_between_the_due_ones(tmp_path: Path) -> None:
     """Evaluations need not fall on checkpoints: the step that early stopping wants back is on disk all the same."""
     trainer, _ = make_trainer(tmp_path, total_steps=12, checkpoint_every=5, evaluate_every=3)

@@ -19,6 +19,24 @@ def _recipe(validation: Any = 0.1, patience: int | None = 3) -> Recipe:
     return parse({"name": "r", "model": "m", "data": data, "training": training})
 
 
+def _watching(metric: str, **objective: Any) -> Recipe:
+    data = {"train": "a.jsonl", "validation": 0.1}
+    training = {"early_stopping": {"metric": metric, "rows": 1000}}
+    return parse({"name": "r", "model": "m", "data": data, "training": training, "objective": objective})
+
+
+@pytest.mark.parametrize("metric", ["exact_match", "label_ranking", "instruction_following"])
+def test_what_a_metric_of_answers_costs_is_told_and_documents_have_none(make_settings: Any, metric: str) -> None:
+    settings = make_settings(evaluate_every=5, total_steps=100)
+    (said,) = early_stopping_notes(_watching(metric), settings)
+    assert f"up to 1,000 validation rows{', each whole and cut' if metric.startswith('instr') else ''} for" in said
+    assert metric in said
+    with pytest.raises(RecipeError, match="watches answers, and documents under `clm` have none") as caught:
+        early_stopping_notes(_watching(metric, type="clm"), settings)
+    assert caught.value.where == "training.early_stopping.metric"
+    assert early_stopping_notes(_watching("loss", type="clm"), settings) == []
+
+
 def _can_stop(patience: int, every: int, total: int) -> bool:
     """Whether the engine's own rule stops before the last step on losses that only rise."""
     stopping = EarlyStopping(patience)
