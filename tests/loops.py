@@ -20,6 +20,7 @@ from tunesmith.engine.trainer import Trainer
 from tunesmith.models.causal_lm import CausalLM
 from tunesmith.objectives.next_token import NextToken
 from tunesmith.recipe.adapters import FullSection, LoraSection
+from tunesmith.recipe.bottleneck import BottleneckSection
 from tunesmith.recipe.layers import LayerRatesSection
 from tunesmith.types import Batch
 
@@ -99,13 +100,17 @@ def make_trainer(
 ) -> tuple[Trainer, Recorder]:
     """A trainer on a random Llama; with ``stop_after`` its ``run`` raises ``Cut`` after that step.
 
-    ``scope`` is ``lora``, ``lora with tokens`` (rows of the embedding and of the head train too) or ``full``; with ``rates``
-    or a ``timetable`` groups are told apart by depth.
+    ``scope`` is ``lora``, ``lora with tokens`` (rows of the embedding and of the head train too), ``bottleneck`` or ``full``; with
+    ``rates`` or a ``timetable`` groups are told apart by depth.
     """
     options = replace(options, **changes)
     model = CausalLM(family("llama", num_hidden_layers=layers))
     tokens = {"train_tokens": TOKENS} if scope == "lora with tokens" else {}
-    section = FullSection() if scope == "full" else LoraSection(rank=4, alpha=8.0, dropout=dropout, **tokens)
+    sections = {
+        "full": FullSection(),
+        "bottleneck": BottleneckSection(placement="hybrid", reduction=4, layer_norm="before", dropout=dropout),
+    }
+    section = sections.get(scope) or LoraSection(rank=4, alpha=8.0, dropout=dropout, **tokens)
     adapter = build(section, 3)
     adapter.attach(model.hf)
     stream_options = StreamOptions(

@@ -63,6 +63,21 @@ def test_sft_with_lora(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert found[-1] < found[0]
 
 
+def test_sft_with_bottleneck_adapters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = example("bottleneck_loop")
+    monkeypatch.setattr(loop, "BATCH_SIZE", BATCH_SIZE)
+    model, tokenizer, trained = loop.load()
+    found = loop.train(model, tokenizer, trained, STEPS)
+    expected = engine_losses(
+        tmp_path,
+        source={"format": "prompt-completion", "columns": {"prompt": "ticket", "completion": "queue"}},
+        objective={"type": "sft"},
+        adapter={"type": "bottleneck", "preset": "parallel", "train_tokens": "none"},
+    )
+    assert found == pytest.approx(expected, rel=1e-5)
+    assert found[-1] < found[0]
+
+
 def test_continued_pre_training_of_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loop = example("clm_full_loop")
     monkeypatch.setattr(loop, "BATCH_SIZE", BATCH_SIZE)

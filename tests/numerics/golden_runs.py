@@ -20,6 +20,7 @@ from tunesmith.models.causal_lm import CausalLM
 from tunesmith.objectives import OBJECTIVES
 from tunesmith.objectives import build as build_objective
 from tunesmith.recipe.adapters import FullSection, PartialSection
+from tunesmith.recipe.bottleneck import BottleneckSection
 from tunesmith.recipe.low_rank import GraloraSection, LoraSection
 from tunesmith.recipe.objectives import ClmSection, SftSection
 from tunesmith.recipe.section import Section
@@ -34,8 +35,9 @@ SECTIONS: dict[type[Section], Section] = {
     PartialSection: PartialSection(last_layers=1, norms=True, head=True),
     LoraSection: LoraSection(rank=4, alpha=8.0, dropout=0.0),
     GraloraSection: GraloraSection(rank=4, blocks=2, hybrid_rank=2, alpha=12.0),
+    BottleneckSection: BottleneckSection(placement="hybrid", reduction=4, layer_norm="before"),
 }
-RATES = {FullSection: 3e-3, PartialSection: 5e-3, LoraSection: 1e-2, GraloraSection: 1e-2}
+RATES = {FullSection: 3e-3, PartialSection: 5e-3, LoraSection: 1e-2, GraloraSection: 1e-2, BottleneckSection: 5e-3}
 
 
 def cases() -> list[tuple[type[Section], type[Section]]]:

@@ -60,6 +60,7 @@ CASES = [
     Case("lora"),
     Case("lora-dropout", {"dropout": 0.2}),
     Case("full", {"scope": "full"}),
+    Case("bottleneck", {"scope": "bottleneck", "dropout": 0.2}),
     Case("sgd", {"optimiser": "sgd", "scope": "full"}),
     Case("sgd-without-momentum", {"optimiser": "sgd", "momentum": 0.0}),
     Case("saved-in-the-step", {"save_in_background": False}),

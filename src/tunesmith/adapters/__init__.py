@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from tunesmith.adapters.bottleneck import BottleneckAdapter
 from tunesmith.adapters.gralora import GraloraAdapter
 from tunesmith.adapters.lora import LoraAdapter
 from tunesmith.adapters.scope import FullScope, PartialScope
 from tunesmith.recipe.adapters import FullSection, PartialSection
+from tunesmith.recipe.bottleneck import BottleneckSection
 from tunesmith.recipe.low_rank import GraloraSection, LoraSection
 from tunesmith.recipe.section import Section
 from tunesmith.types import Adapter
@@ -18,6 +20,7 @@ ADAPTERS: dict[type[Section], Callable[[Any, int], Adapter]] = {
     PartialSection: PartialScope,
     LoraSection: LoraAdapter,
     GraloraSection: GraloraAdapter,
+    BottleneckSection: BottleneckAdapter,
 }
 """Section type -> builder taking (section, seed)."""
 

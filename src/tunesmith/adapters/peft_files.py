@@ -14,8 +14,9 @@ from typing import Any, cast
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from tunesmith.adapters import lora_layer, peft_patterns, stored, targets
+from tunesmith.adapters import bottleneck_layout, lora_layer, peft_patterns, stored, targets
 from tunesmith.adapters.added import AddedAdapter
+from tunesmith.adapters.bottleneck_files import read_bottleneck
 from tunesmith.adapters.peft_layout import PREFIX, ROWS_KEY
 from tunesmith.adapters.peft_methods import METHODS, PeftMethod
 from tunesmith.adapters.stored import CONFIGURATION, MERGE_THERE, SAVE_AGAIN, WEIGHTS, Rows, StoredAdapter
@@ -240,5 +241,7 @@ def _alphas(patterns: Any, layers: Mapping[str, int], default: float, where: str
     return {layer: peft_patterns.first_match(known, layer, default) for layer in layers}
 
 
-READERS: dict[str, Callable[[Path, Mapping[str, Any]], tuple[StoredAdapter, dict[str, Tensor]]]] = {}
+READERS: dict[str, Callable[[Path, Mapping[str, Any]], tuple[StoredAdapter, dict[str, Tensor]]]] = {
+    bottleneck_layout.TYPE: read_bottleneck,
+}
 """``peft_type`` of methods that are not on linear layers -> what reads their folder, given its configuration."""

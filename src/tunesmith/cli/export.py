@@ -29,7 +29,7 @@ DTYPES = ("bfloat16", "float16", "float32")
 def export(terminal: Terminal, run: Path, out: Path, merge: bool, dtype: str | None) -> None:
     """Write what the run folder RUN trained into the new folder OUT, reload it, and hold it against the parity gates.
 
-    Without --merge: an adapter in PEFT's layout. Exit code 3 where a gate refuses.
+    Without --merge: an adapter, in PEFT's layout where PEFT has the method. Exit code 3 where a gate refuses.
     """
     check_export(run, out, merge=merge, dtype=dtype)
     result = doors.export(run, out, merge=merge, dtype=dtype)

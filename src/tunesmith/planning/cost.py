@@ -130,6 +130,6 @@ def disk_bytes(
     trained = scope.num_trainable
     one = trained * (4 + optimiser_bytes(settings))
     copies = min(settings.keep_checkpoints + best_kept, -(-settings.total_steps // settings.checkpoint_every)) + 1
-    result = 4 * trained if scope.kind == "lora" else 4 * facts.num_parameters
+    result = 4 * trained if scope.num_adapter else 4 * facts.num_parameters
     stored = counts.stored_tokens or counts.tokens
     return {"checkpoints": one * copies, "result": result, "token_cache": _TOKEN_BYTES * stored}

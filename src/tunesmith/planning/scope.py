@@ -9,8 +9,10 @@ from typing import Any
 
 from tunesmith.errors import RecipeError
 from tunesmith.models import names
+from tunesmith.models.blocks import bottleneck_parts
 from tunesmith.models.facts import ModelFacts
 from tunesmith.recipe.adapters import PARTIAL_CHOICES, AdapterSection, FullSection, PartialSection
+from tunesmith.recipe.bottleneck import BottleneckPart, BottleneckSection
 from tunesmith.recipe.low_rank import AddedSection, GraloraSection, LoraSection, LowRankSection
 
 
@@ -32,11 +34,11 @@ class Scope:
     """What trains.
 
     Attributes:
-        kind: ``full``, ``partial`` or ``lora``.
+        kind: the type of the section.
         trained: parameters of the base that train -> elements.
-        adapted: modules with a low-rank adapter -> elements of the adapter.
-        rank: of the adapters, 0 without.
-        dropout: of the adapters.
+        adapted: modules with an adapter -> elements of the adapter.
+        rank: of adapters of low rank; of bottlenecks the most numbers that one keeps per token; 0 without.
+        dropout: on the inputs of the adapters.
         rows: matrices of which single rows train -> elements of those rows.
         first_layer: lowest layer that a gradient must pass; the number of layers when only what follows them trains.
     """
@@ -77,15 +79,22 @@ def scope_of(facts: ModelFacts, section: AdapterSection) -> Scope:
         RecipeError: a pattern matches nothing (the message lists what there is), more layers than the model has, or
             nothing trains.
     """
+    kept, dropout = 0, 0.0
     if isinstance(section, FullSection):
         chosen = set(facts.tensors)
         adapted: dict[str, int] = {}
     elif isinstance(section, PartialSection):
         chosen = _partial(facts, section)
         adapted = {}
+    elif isinstance(section, BottleneckSection):
+        chosen = set(_matching(section.also_train, facts, "adapter.also_train"))
+        parts = bottleneck_parts(facts.tensors, section, facts.hidden_size)
+        adapted = {name: part.num_parameters(facts.hidden_size) for name, part in parts.items()}
+        kept = max(_kept(facts, part) for part in parts.values())
     else:
         chosen = set(_matching(section.also_train, facts, "adapter.also_train"))
         adapted = {name: _part_size(facts, section, name) for name in lora_targets(facts, section.targets)}
+        kept, dropout = _widest(section), section.dropout
     if not chosen and not adapted:
         raise RecipeError(
             "nothing would train",
@@ -93,12 +102,11 @@ def scope_of(facts: ModelFacts, section: AdapterSection) -> Scope:
             hint=f"set one of {PARTIAL_CHOICES}",
         )
     rows = _rows(facts, section, chosen) if isinstance(section, AddedSection) else {}
-    rank, dropout = (_widest(section), section.dropout) if isinstance(section, LowRankSection) else (0, 0.0)
     return Scope(
         kind=section.type,
         trained={name: prod(shape) for name, shape in facts.tensors.items() if name in chosen},
         adapted=adapted,
-        rank=rank,
+        rank=kept,
         dropout=dropout,
         first_layer=first_layer(facts, [*chosen, *adapted, *rows]),
         rows=rows,
@@ -108,7 +116,7 @@ def scope_of(facts: ModelFacts, section: AdapterSection) -> Scope:
 def wide_rank_notes(facts: ModelFacts, scope: Scope) -> list[str]:
     """A sentence on each kind of layer whose smaller side the rank exceeds, in which no update has that rank."""
     kinds: dict[tuple[str, int], int] = {}
-    for name in scope.adapted:
+    for name in () if scope.kind == "bottleneck" else scope.adapted:
         narrow = min(facts.tensors[f"{name}.weight"])
         if narrow < scope.rank:
             kind = (name.rpartition(".")[2], narrow)
@@ -169,6 +177,14 @@ def _part_size(facts: ModelFacts, section: LowRankSection, layer: str) -> int:
         rank = section.rank_pattern[pattern] if pattern is not None else rank
         magnitudes = shape[1 if facts.model_type == "gpt2" else 0] if section.dora else 0
     return int(rank * sum(shape)) + magnitudes
+
+
+def _kept(facts: ModelFacts, part: BottleneckPart) -> int:
+    """Numbers that a bottleneck keeps per token: its input, inner values before and after the non-linearity and its dropout, and
+    with a layer norm what that reads and gives.
+    """
+    inner = part.width * (2 + (part.dropout > 0))
+    return facts.hidden_size * (1 if part.layer_norm == "none" else 3) + inner
 
 
 def _widest(section: LowRankSection) -> int:

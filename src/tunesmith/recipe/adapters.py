@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from tunesmith.errors import RecipeError
+from tunesmith.recipe.bottleneck import BottleneckSection
 from tunesmith.recipe.low_rank import GraloraSection, LoraSection
 from tunesmith.recipe.section import Section
 
@@ -68,6 +69,6 @@ def _default_type(value: Any) -> Any:
     return {"type": "lora", **value} if isinstance(value, dict) and "type" not in value else value
 
 
-AdapterSection = FullSection | PartialSection | LoraSection | GraloraSection
+AdapterSection = FullSection | PartialSection | LoraSection | GraloraSection | BottleneckSection
 
 AdapterField = Annotated[AdapterSection, Field(discriminator="type"), BeforeValidator(_default_type)]

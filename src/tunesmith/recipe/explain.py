@@ -99,7 +99,8 @@ def _known(key: str, location: tuple[str | int, ...], root: type[BaseModel]) -> 
     owners = [tag for model in variants if close[0] in model.model_fields and (tag := _tag(model))]
     if owners:
         meant = f"`{key}` belongs" if is_elsewhere else f"did you mean `{close[0]}`? It belongs"
-        return f"{meant} to {' and '.join(f'`type: {tag}`' for tag in owners)}; {here}"
+        *first, last = [f"`type: {tag}`" for tag in owners]
+        return f"{meant} to {', '.join(first)}{' and ' if first else ''}{last}; {here}"
     if not is_elsewhere:
         return f"did you mean `{close[0]}`?"
     if location[-2] in _fields_of(variants):

@@ -16,7 +16,9 @@ from tunesmith.reports.wording import as_list, as_mapping, as_number, count, dur
 from tunesmith.visible import visible
 
 CARD = "card.md"
-_LIBRARIES = {"lora": "peft", "full": "transformers", "partial": "transformers"}
+_LIBRARIES = {
+    "lora": "peft", "gralora": "peft", "bottleneck": "tunesmith", "full": "transformers", "partial": "transformers",
+}  # fmt: skip
 _MARKUP = re.compile(r"([\\`*_{}\[\]<>|#~])")
 _TRAINING_KEYS = (
     "epochs",
@@ -137,6 +139,8 @@ def _origin(facts: Facts) -> str:
     adapter = as_mapping(facts.recipe.get("adapter"))
     kind = {
         "lora": f"a LoRA adapter of rank {adapter.get('rank')}",
+        "gralora": f"a GraLoRA adapter of rank {adapter.get('rank')}",
+        "bottleneck": "bottleneck adapters, which PEFT cannot read",
         "full": "all parameters trained",
         "partial": "some parameters trained",
     }

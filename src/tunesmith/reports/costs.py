@@ -114,7 +114,7 @@ def plan_view(facts: Facts) -> PlanView:
     parameters = as_mapping(plan.get("parameters"))
     trainable, total = as_number(parameters.get("trainable")), as_number(parameters.get("total"))
     share = as_number(parameters.get("share"))
-    beside = "beside the base’s" if as_mapping(facts.recipe.get("adapter")).get("type") == "lora" else "of"
+    beside = "of" if as_mapping(facts.recipe.get("adapter")).get("type") in ("full", "partial") else "beside the base’s"
     return PlanView(
         parameters="" if trainable is None else f"{count(trainable)} {beside} {count(total)} ({percent(share, 2)})",
         memory=tuple(

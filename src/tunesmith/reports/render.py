@@ -89,9 +89,13 @@ def subtitle(facts: Facts) -> str:
     adapter = wording.as_mapping(facts.recipe.get("adapter"))
     objective = wording.as_mapping(facts.recipe.get("objective")).get("type")
     kind = str(adapter.get("type") or "")
-    scope = {"lora": f"LoRA rank {adapter.get('rank')}", "full": "all parameters", "partial": "some parameters"}.get(
-        kind, kind
-    )
+    scope = {
+        "lora": f"LoRA rank {adapter.get('rank')}",
+        "gralora": f"GraLoRA rank {adapter.get('rank')}",
+        "bottleneck": "bottleneck adapters",
+        "full": "all parameters",
+        "partial": "some parameters",
+    }.get(kind, kind)
     rows = wording.as_number(facts.ledger.get("trained"))
     words = [
         str(model),

@@ -14,8 +14,9 @@ from tunesmith import embedded
 from tunesmith.adapters import build
 from tunesmith.errors import RecipeError
 from tunesmith.models.facts import read_facts
-from tunesmith.planning.scope import scope_of, trainable_parameters
+from tunesmith.planning.scope import scope_of, trainable_parameters, wide_rank_notes
 from tunesmith.recipe.adapters import FullSection, LoraSection, PartialSection
+from tunesmith.recipe.bottleneck import BottleneckSection
 
 
 def one_layer(make_facts, rows: int, columns: int):
@@ -116,6 +117,11 @@ def test_all_linear_agrees_with_peft(families, family: str) -> None:
         LoraSection(also_train=["lm_head.weight"]),
         LoraSection(train_tokens=[3, 7, 3]),
         LoraSection(train_tokens=[3], also_train=["lm_head.weight"]),
+        BottleneckSection(),
+        BottleneckSection(preset="houlsby", layer_norm="before"),
+        BottleneckSection(placement="hybrid", layer_norm="after", reduction=5.5, train_tokens=[3]),
+        BottleneckSection(preset="pfeiffer", also_train=["lm_head.weight"]),
+        BottleneckSection(reduction=33),
     ],
     ids=str,
 )
@@ -133,6 +139,24 @@ def test_plan_counts_what_the_adapter_trains(families, family: str, section) -> 
         return
     theirs = sum(part.numel() for group in adapter.groups() for _, part in group.parameters)
     assert trainable_parameters(facts, section).trainable == theirs
+
+
+def test_bottlenecks_by_hand(facts_7b) -> None:
+    """2 d r + r + d each: Houlsby's at d = 4096, r = 256 twice a layer; parallel at r = 2048 once."""
+    count = lambda **choices: trainable_parameters(facts_7b, BottleneckSection(**choices)).trainable  # noqa: E731
+    houlsby = 32 * 2 * (2 * 4096 * 256 + 256 + 4096)
+    assert count(preset="houlsby") == houlsby
+    assert count(preset="houlsby", layer_norm="before") == houlsby + 32 * 2 * 2 * 4096
+    assert count(preset="pfeiffer") == houlsby // 2
+    assert count() == count(preset="parallel") == count(placement="parallel") == 32 * (2 * 4096 * 2048 + 2048 + 4096)
+    assert count(placement="hybrid") == houlsby // 2 + count()
+
+
+def test_a_bottleneck_trains_no_lower_than_its_layers(facts_7b) -> None:
+    scope = scope_of(facts_7b, BottleneckSection())
+    assert (scope.kind, scope.first_layer, scope.dropout) == ("bottleneck", 0, 0.0)
+    assert wide_rank_notes(facts_7b, scope) == []
+    assert set(scope.adapted) == {f"model.layers.{layer}.mlp" for layer in range(32)}
 
 
 def test_choices_of_partial_add_up(tiny) -> None:

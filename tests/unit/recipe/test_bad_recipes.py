@@ -69,6 +69,28 @@ def test_smoothing_and_focal_loss_exclude_each_other(refused: Refused) -> None:
     assert error.where.endswith("recipe.yaml:7 [objective]")
 
 
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ("placement: beside", "sequential"),
+        ("preset: houlsby, placement: parallel", "`preset: houlsby` is sequential"),
+        ("placement: hybrid, targets: [attention]", "about both sub-layers"),
+        ("targets: [attention, attention]", "twice"),
+        ("targets: [all-linear]", "attention"),
+        ("targets: []", "at least 1"),
+        ("reduction: 0", "0.0625"),
+        ("scaling: 0", "greater than 0"),
+        ("activation: exec", "relu"),
+        ("layer_norm: both", "before"),
+        ("dropout: 1.0", "less than 1"),
+    ],
+)
+def test_bottlenecks_that_cannot_be(refused: Refused, keys: str, words: str) -> None:
+    error = refused(f"adapter: {{type: bottleneck, {keys}}}\n")
+    assert words in f"{error.what} {error.hint}"
+    assert "recipe.yaml:7 [adapter" in error.where
+
+
 def test_unknown_key_in_the_model_section(refused: Refused) -> None:
     error = refused(text="name: a\nmodel:\n  name: m\n  contxt: 5\ndata: {train: a.csv}\n")
     assert error.where.endswith("recipe.yaml:4 [model.contxt]")
@@ -85,12 +107,16 @@ def test_unknown_key_without_a_near_one_lists_the_known(refused: Refused) -> Non
     ("more", "hint"),
     [
         (
+            "adapter: {type: full, reduction: 8}\n",
+            "`reduction` belongs to `type: bottleneck`; known keys here: type",
+        ),
+        (
             "adapter: {type: full, rank: 3}\n",
             "`rank` belongs to `type: lora` and `type: gralora`; known keys here: type",
         ),
         (
             "adapter: {type: full, also-train: [x]}\n",
-            "did you mean `also_train`? It belongs to `type: lora` and `type: gralora`; known keys here: type",
+            "did you mean `also_train`? It belongs to `type: lora`, `type: gralora` and `type: bottleneck`; known keys here: type",
         ),
         (
             "objective: {type: clm, loss_on: responses}\n",
@@ -216,7 +242,7 @@ def test_unknown_type_of_a_method(refused: Refused) -> None:
 
 
 def test_unknown_type_without_a_near_one_lists_the_known(refused: Refused) -> None:
-    assert refused("adapter: {type: zzz}\n").hint == "one of: `full`, `partial`, `lora`, `gralora`"
+    assert refused("adapter: {type: zzz}\n").hint == "one of: `full`, `partial`, `lora`, `gralora`, `bottleneck`"
 
 
 def test_task_without_a_type(refused: Refused) -> None:

@@ -44,6 +44,16 @@ def test_the_page_has_scores_forgetting_data_and_limits(tmp_path):
         assert words in card
 
 
+def test_a_bottleneck_says_that_peft_cannot_read_it(tmp_path):
+    folder = write_run(tmp_path / "run")
+    recipe = json.loads((folder / "recipe.json").read_text())
+    recipe["adapter"] = {"type": "bottleneck", "placement": "parallel"}
+    (folder / "recipe.json").write_text(json.dumps(recipe))
+    card = render_card(folder)
+    assert _metadata(card)["library_name"] == "tunesmith"
+    assert "bottleneck adapters, which PEFT cannot read" in card
+
+
 def test_markup_in_names_and_notes_stays_text(tmp_path):
     folder = write_run(tmp_path / "run")
     ledger = json.loads((folder / "ledger.json").read_text())
