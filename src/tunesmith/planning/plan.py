@@ -13,6 +13,7 @@ from tunesmith.files import read_json
 from tunesmith.models.facts import ModelFacts, read_facts
 from tunesmith.models.locate import ModelFolder, check_weights, locate
 from tunesmith.planning import defaults, memory, speeds
+from tunesmith.planning.bottleneck import bottleneck_values
 from tunesmith.planning.cost import Time, disk_bytes, energy, passes, price, run_time
 from tunesmith.planning.dropout import dropout_notes
 from tunesmith.planning.early_stopping import early_stopping_notes
@@ -180,7 +181,7 @@ def make_plan(
     scope, num_passes = scope_of(facts, settled.adapter), passes_of_a_step(recipe)
     notes = [*_model_notes(facts), *said, *_count_notes(counts), *wide_rank_notes(facts, scope), *loss_notes(recipe)]
     settings, values = settle(recipe, facts, machine, counts, context)
-    values |= tokens | freezing_values(recipe, facts, scope, settings)
+    values |= tokens | bottleneck_values(recipe, facts) | freezing_values(recipe, facts, scope, settings)
     notes += [*dropout_notes(recipe, facts, settings), *freezing_notes(recipe, facts, scope, settings)]
     settings, needed, values["training.atom_tokens"], values["training.recompute"] = fit_to_memory(
         facts, scope, settings, counts, machine.available_bytes, recipe.training.recompute, num_passes=num_passes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,11 @@ from tunesmith import embedded
 from tunesmith.adapters import build
 from tunesmith.errors import RecipeError
 from tunesmith.models.facts import read_facts
+from tunesmith.planning.bottleneck import bottleneck_values
 from tunesmith.planning.scope import scope_of, trainable_parameters, wide_rank_notes
 from tunesmith.recipe.adapters import FullSection, LoraSection, PartialSection
 from tunesmith.recipe.bottleneck import BottleneckSection
+from tunesmith.recipe.root import Recipe
 
 
 def one_layer(make_facts, rows: int, columns: int):
@@ -150,6 +153,23 @@ def test_bottlenecks_by_hand(facts_7b) -> None:
     assert count(preset="pfeiffer") == houlsby // 2
     assert count() == count(preset="parallel") == count(placement="parallel") == 32 * (2 * 4096 * 2048 + 2048 + 4096)
     assert count(placement="hybrid") == houlsby // 2 + count()
+
+
+def test_the_plan_says_what_a_bottleneck_comes_to(facts_7b) -> None:
+    said = lambda facts, **choices: {  # noqa: E731
+        key: (item.value, item.reason)
+        for key, item in bottleneck_values(
+            Recipe(name="a", model="m", data={"train": "a.csv"}, adapter=BottleneckSection(**choices)), facts
+        ).items()
+    }
+    as_he = "what the recipe leaves out is as in He et al. 2022"
+    assert said(facts_7b) == {"adapter.feed-forward": ("parallel, width 2,048, relu, scaling 4", as_he)}
+    assert said(facts_7b, preset="houlsby", scaling=0.5)["adapter.attention"] == (
+        "sequential, width 256, silu, scaling 0.5", "what the recipe leaves out is as in Houlsby et al. 2019",
+    )  # fmt: skip
+    mixed = {name: shape for name, shape in facts_7b.tensors.items() if ".mlp." not in name or ".layers.3." not in name}
+    (only,) = said(replace(facts_7b, tensors=mixed)).values()
+    assert only[1].endswith("in 31 of 32 layers, the others have no feed-forward by the names of their parameters")
 
 
 def test_a_bottleneck_trains_no_lower_than_its_layers(facts_7b) -> None:
