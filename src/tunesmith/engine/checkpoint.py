@@ -24,6 +24,7 @@ from tunesmith.engine.ranks import Ranks
 from tunesmith.engine.tensor_file import Written, tensor_bytes, write_tensors
 from tunesmith.errors import GuardStopped
 from tunesmith.files import new_folder, remove_folder, sha256_of, sync_appends
+from tunesmith.json_values import loads_ours
 from tunesmith.types import Adapter
 
 FORMAT_VERSION = 1
@@ -32,6 +33,8 @@ MANIFEST = "manifest.json"
 _STEP = re.compile(r"[0-9]{8}")
 _BAD = re.compile(r"[0-9]{8}\.bad-[0-9]+")
 _MOST_MANIFEST_BYTES = 1 << 20
+_MOST_STATE_BYTES = 4 << 20
+_MOST_HEADER_BYTES = 25_000_000
 _SMALL_FILES_BYTES = 1 << 16
 Say = Callable[[str, str], None]
 """Takes the kind of an event and a sentence."""
@@ -101,6 +104,8 @@ class CheckpointFolder:
         keep: good checkpoints kept, at least two.
         say: where set-asides are told.
         check: called before a checkpoint is written and before it gets its name; raises where this process may not write.
+        fits: why a checkpoint that was read cannot be used, or None; its bytes are known to be those that were written, which
+            does not tell by whom.
     """
 
     def __init__(
@@ -111,12 +116,14 @@ class CheckpointFolder:
         keep: int = 2,
         say: Say = lambda kind, text: None,
         check: Callable[[], None] = lambda: None,
+        fits: Callable[[Checkpoint], str | None] = lambda checkpoint: None,
     ) -> None:
         self.path = path
         self.identity = identity
         self.keep = max(2, keep)
         self.say = say
         self.check = check
+        self.fits = fits
 
     def steps(self) -> list[int]:
         """Steps that have a checkpoint folder, oldest first."""
@@ -188,12 +195,12 @@ class CheckpointFolder:
         if fault is not None:
             return fault
         try:
-            state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-            trained = load_file(folder / "trained.safetensors")
-            optimiser = load_file(folder / "optimiser.safetensors")
-            return Checkpoint(step=step, trained=trained, optimiser=optimiser, state=state)
+            state = _read_state(folder / "state.json")
+            trained, optimiser = (_read_tensors(folder / name) for name in NAMES[:2])
         except (OSError, ValueError, SafetensorError) as error:
             return f"it cannot be read: {error}"
+        checkpoint = Checkpoint(step=step, trained=trained, optimiser=optimiser, state=state)
+        return self.fits(checkpoint) or checkpoint
 
     def manifest_sha256(self, step: int) -> str:
         """Hex sha256 of a checkpoint's manifest, and by it of every file."""
@@ -256,6 +263,24 @@ def _write_json(path: Path, value: Mapping[str, Any]) -> Written:
     with disk().open(path, "xb") as stream:
         disk().write(stream, payload)
     return Written(len(payload), hashlib.sha256(payload).hexdigest())
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    if path.stat().st_size > _MOST_STATE_BYTES:
+        raise ValueError(f"{path.name} is larger than {_MOST_STATE_BYTES >> 20} MiB")
+    state = loads_ours(path.read_text(encoding="utf-8"))
+    if not isinstance(state, dict):
+        raise ValueError(f"{path.name} is no object")
+    return state
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    with path.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+    if length > _MOST_HEADER_BYTES:
+        raise ValueError(f"the header of {path.name} is larger than {_MOST_HEADER_BYTES // 1_000_000} MB")
+    tensors: dict[str, Tensor] = load_file(path)
+    return tensors
 
 
 def _read_manifest(folder: Path) -> tuple[dict[str, Any], str | None]:

@@ -8,10 +8,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tunesmith.engine.forms import shown
 from tunesmith.engine.options import TrainerOptions
+from tunesmith.engine.tensor_form import tensor_fault
 from tunesmith.types import ParamGroup
 
 _SUM = "gradient_sum"
+_LIKE_THE_PARAMETER = None
+_KEYS: dict[str, dict[str, tuple[torch.Size, torch.dtype] | None]] = {
+    "adamw": {
+        "step": (torch.Size(()), torch.float32), "exp_avg": _LIKE_THE_PARAMETER, "exp_avg_sq": _LIKE_THE_PARAMETER,
+    },
+    "sgd": {"momentum_buffer": _LIKE_THE_PARAMETER},
+}  # fmt: skip
+"""What an optimiser keeps for a parameter: shape and type of each, where they are not the parameter's own."""
+_NEVER_NEGATIVE = ("step", "exp_avg_sq")
 
 
 class Optimiser:
@@ -24,6 +35,8 @@ class Optimiser:
         if len(set(self.names)) != len(self.names):
             raise AssertionError("a parameter is in two groups")
         self.options = options
+        self.began = 0
+        """Step after which it started from nothing: a child may begin without its parent's moments."""
         settings = [
             {
                 "params": [parameter for _, parameter in group.parameters],
@@ -112,12 +125,32 @@ class Optimiser:
                 tensors[f"{name}/{_SUM}"] = self.sums[parameter]
         return tensors
 
+    def fault(self, tensors: Mapping[str, Tensor]) -> str | None:
+        """Why tensors cannot be what ``state`` gave, or None.
+
+        A parameter has all of its keys, or none: it may have had no step, or be frozen. A sum of gradients it may have besides.
+        """
+        known, keys = dict(zip(self.names, self.parameters, strict=True)), _KEYS[self.options.optimiser]
+        by_name = _by_name(tensors)
+        for name, values in by_name.items():
+            strange = list(values) if name not in known else [key for key in values if key not in (*keys, _SUM)]
+            if strange:
+                return f"{shown(f'{name}/{strange[0]}')} is nothing that this run's optimiser keeps"
+            lacking = [key for key in keys if key not in values]
+            if lacking and set(values) != {_SUM}:
+                return f"{shown(name)} lacks {len(lacking)} of {len(keys)} values, `{lacking[0]}` among them"
+            for key, value in values.items():
+                parameter = known[name]
+                shape, dtype = keys.get(key) or (parameter.shape, parameter.dtype)
+                if fault := tensor_fault(f"{name}/{key}", value, shape, dtype):
+                    return fault
+                if key in _NEVER_NEGATIVE and bool((value < 0).any()):
+                    return f"{shown(f'{name}/{key}')} is negative"
+        return None
+
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Inverse of ``state``; a parameter without state has had no step yet."""
-        by_name: dict[str, dict[str, Tensor]] = {}
-        for path, value in tensors.items():
-            name, _, key = path.rpartition("/")
-            by_name.setdefault(name, {})[key] = value
+        """Inverse of ``state``; a parameter without state has had no step yet. ``fault`` says whether they are fit for it."""
+        by_name = _by_name(tensors)
         for name, parameter in zip(self.names, self.parameters, strict=True):
             self.torch.state.pop(parameter, None)
             self.sums.pop(parameter, None)
@@ -131,3 +164,11 @@ class Optimiser:
 def is_sum(name: str) -> bool:
     """Whether a tensor of ``Optimiser.state`` is a sum of gradients, which is no state of the optimiser itself."""
     return name.rpartition("/")[2] == _SUM
+
+
+def _by_name(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    found: dict[str, dict[str, Tensor]] = {}
+    for path, value in tensors.items():
+        name, _, key = path.rpartition("/")
+        found.setdefault(name, {})[key] = value
+    return found

@@ -143,6 +143,19 @@ class Pace:
             "norms": [[depth, norm] for depth, norm in self._norms.items()],
         }  # fmt: skip
 
+    def fault(self, state: Mapping[str, Any], step: int) -> str | None:
+        """Why a state of this form cannot be one that was saved after ``step`` steps: it would freeze all, or what is not there."""
+        frozen, depths, rule = set(state["frozen"]), set(self._depths), self.timetable.rule
+        if not frozen <= depths or (depths and frozen == depths):
+            return "it freezes all that trains, or what does not"
+        if not min(depths, default=0) <= state["lowest"] <= max(depths, default=0):
+            return f"there is no depth {state['lowest']}"
+        if any(depth not in depths for depth, _ in state["norms"]):
+            return "it has norms of what does not train"
+        if state["interval"] is not None and (rule is None or state["interval"] > step // rule.interval):
+            return f"there is no interval {state['interval']} yet"
+        return None
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Inverse of ``state_dict``."""
         self._lowest, self._interval = int(state["lowest"]), state["interval"]

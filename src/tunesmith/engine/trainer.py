@@ -20,6 +20,7 @@ from tunesmith.engine.checkpoint import Checkpoint, CheckpointFolder, Say, load_
 from tunesmith.engine.gradients import Gradients, one_if_zero
 from tunesmith.engine.hooks import Hook
 from tunesmith.engine.interrupts import GO_ON, Asked, Interrupts
+from tunesmith.engine.misfit import misfit
 from tunesmith.engine.numbers import DeferredNumbers
 from tunesmith.engine.optim import Optimiser
 from tunesmith.engine.options import TrainerOptions
@@ -86,6 +87,7 @@ class Trainer:
         self.stream = stream
         self.options = options
         self.checkpoints = checkpoints
+        checkpoints.fits = lambda checkpoint: misfit(checkpoint, self)
         self.hooks = list(hooks)
         self.name_row = name_row
         self.say = say
@@ -112,9 +114,7 @@ class Trainer:
         self.reckoning = Reckoning(
             model, objective, self.precision, self.judge, self.recovery, self.hooks, name_row, options.learning_rate
         )
-        self.step = 0
-        self.tokens = 0
-        self.seconds = 0.0
+        self.step, self.tokens, self.seconds = 0, 0, 0.0
         self._evaluated_step = 0
         self._stopped: str | None = None
         self._numbers = DeferredNumbers(self.device, in_step=self.ranks.size > 1)
@@ -295,7 +295,7 @@ class Trainer:
         return frozenset(int(state["best_step"]) for state in states if state.get("best_step"))
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Continue from a checkpoint as if the run had never stopped."""
+        """Continue from a checkpoint that fits (the folder gives no other), as if the run had never stopped."""
         load_trained(checkpoint.trained, self.adapter, self.objective.parts)
         self.optimiser.load_state(checkpoint.optimiser)
         state = checkpoint.state

@@ -165,6 +165,8 @@ class Fit:
             tell_layers=self._tell_layers, interrupts=interrupts,
             watchdog=watchdog if self.ranks.is_main else None, ranks=self.ranks, arrange=self._arrange(model),
         )  # fmt: skip
+        if self.fork is not None and not self.fork.lineage["carried"]["optimiser"]:
+            trainer.optimiser.began = int(self.fork.lineage["starts_at"])
         return trainer
 
     def _arrange(self, model: CausalLM) -> Callable[[Sequence[ParamGroup]], list[ParamGroup]]:

@@ -15,6 +15,10 @@ from tunesmith.adapters.added import AddedAdapter
 from tunesmith.data.prepared import Prepared
 from tunesmith.engine.checkpoint import Checkpoint, CheckpointFolder, Say, trained_of
 from tunesmith.engine.forking import Carried, first_checkpoint, tensor_differences
+from tunesmith.engine.misfit import plain_fault
+from tunesmith.engine.optim import Optimiser
+from tunesmith.engine.options import TrainerOptions
+from tunesmith.engine.tensor_form import trained_fault
 from tunesmith.engine.trainer import Trainer
 from tunesmith.errors import GuardStopped, RunError
 from tunesmith.files import read_json
@@ -55,12 +59,17 @@ class Fork:
         """Refuse a recipe that trains other tensors than the parent did; the model is left as it was.
 
         Raises:
-            RunError: lists the tensors that differ.
+            RunError: lists the tensors that differ, or says what else of the checkpoint does not fit.
         """
         adapter = build_adapter(recipe.adapter, recipe.seed)
         adapter.attach(model.hf)
         wanted = trained_of(adapter, build_objective(recipe.objective).parts)
-        found = tensor_differences(self.parents_checkpoint().trained, wanted)
+        parents = self.parents_checkpoint()
+        found = tensor_differences(parents.trained, wanted)
+        fault = trained_fault(parents.trained, wanted)
+        if self.lineage["carried"]["optimiser"]:
+            options = TrainerOptions(1, learning_rate=1.0, warmup_steps=0, optimiser=recipe.training.optimiser)
+            fault = fault or Optimiser(adapter.groups(), options).fault(parents.optimiser)
         if isinstance(adapter, AddedAdapter):
             adapter.detach()
         if found:
@@ -68,6 +77,12 @@ class Fork:
                 _listed(f"the parent trained other tensors: {len(found)} differ (parent -> child)", found),
                 where=self.lineage["parent"]["path"],
                 hint="a child keeps the parent's `adapter` section; to change it, export the parent merged and train on that as the base",
+            )
+        if fault is not None:
+            raise RunError(
+                f"the parent's checkpoint of step {parents.step:,} cannot be used: {fault}",
+                where=self.lineage["parent"]["path"],
+                hint="fork from another of its steps with `--fork RUN@STEP`, or put the checkpoint back from a copy",
             )
 
     def start(self, trainer: Trainer, say: Say) -> None:
@@ -78,6 +93,8 @@ class Fork:
         """
         carried = Carried(**self.lineage["carried"])
         first = self.own or first_checkpoint(self.parents_checkpoint(), trainer.state(), carried)
+        if fault := trainer.checkpoints.fits(first):
+            raise self._unusable(fault)
         trainer.restore(first)
         self.checkpoint = self.own = None
         for sentence in self.lineage["said"]:
@@ -99,18 +116,22 @@ class Fork:
         """
         if self.checkpoint is None:
             parent = self.lineage["parent"]
-            folder = CheckpointFolder(Path(parent["path"]) / "checkpoints", parent["run_identity"])
+            folder = CheckpointFolder(Path(parent["path"]) / "checkpoints", parent["run_identity"], fits=plain_fault)
             found = folder.look(parent["step"])
             if not isinstance(found, str) and folder.manifest_sha256(parent["step"]) != parent["manifest_sha256"]:
                 found = "it is not the one that this run was forked from"
             if isinstance(found, str):
-                raise GuardStopped(
-                    f"this run has no good checkpoint of its own, and the parent's of step {parent['step']} cannot be used: {found}",
-                    where=str(folder.path),
-                    hint="put the parent's checkpoint back from a copy, or fork again into another folder with --run",
-                )
+                raise self._unusable(found)
             self.checkpoint = found
         return self.checkpoint
+
+    def _unusable(self, fault: str) -> GuardStopped:
+        parent = self.lineage["parent"]
+        return GuardStopped(
+            f"this run has no good checkpoint of its own, and the parent's of step {parent['step']} cannot be used: {fault}",
+            where=str(Path(parent["path"]) / "checkpoints"),
+            hint="put the parent's checkpoint back from a copy, or fork again into another folder with --run",
+        )
 
 
 @dataclass(frozen=True)
@@ -162,7 +183,7 @@ def new_fork(asked: str, child: Child) -> Fork:
     environment, recipe = parent.environment(), parent.recipe()
     _require_same_base(parent, environment, child)
     _require_same_tokens(recipe, child.plan.resolved, asked)
-    folder = CheckpointFolder(parent.checkpoints_path, environment["run_identity"])
+    folder = CheckpointFolder(parent.checkpoints_path, environment["run_identity"], fits=plain_fault)
     checkpoint, notes = _checkpoint(folder, asked, step)
     best = parent.status().get("result_step")
     if step is None and best not in (None, checkpoint.step):

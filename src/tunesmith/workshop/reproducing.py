@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from tunesmith.engine.checkpoint import Checkpoint, CheckpointFolder
+from tunesmith.engine.misfit import plain_fault
 from tunesmith.engine.randomness import use_deterministic
 from tunesmith.errors import GuardStopped, HardwareMissing, RunError
 from tunesmith.files import remove_folder, sha256_of, write_json, write_sealed
@@ -223,7 +224,7 @@ class _Repetition:
         """A child's first checkpoint: its own where it is still kept, else the parent's."""
         if self.fork is None:
             return
-        own = CheckpointFolder(self.run.checkpoints_path, self.identity)
+        own = CheckpointFolder(self.run.checkpoints_path, self.identity, fits=plain_fault)
         found = own.look(self.fork.lineage["starts_at"])
         if isinstance(found, Checkpoint):
             self.fork = replace(self.fork, own=found)
