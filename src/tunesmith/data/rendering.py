@@ -173,7 +173,7 @@ class Renderer:
             "version": RENDERING_VERSION, "tokenizer": self.tokenizer.sha256,
             "special_tokens": self.tokenizer.special_tokens, "template": self.template.source,
             "template_tokens": self.template.special_tokens, "date": self.template.date,
-            "objective": self.objective.model_dump(mode="json"),
+            "objective": self.objective.masking(),
         }  # fmt: skip
 
     def fingerprint(self) -> str:

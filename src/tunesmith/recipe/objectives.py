@@ -20,6 +20,10 @@ class NextTokenSection(Section):
     """R-Drop: run every pass twice and hold the two draws of dropout together by this weight; 0.1 to 2.5 are usual, 0 is none.
     Needs dropout, doubles time and activations."""
 
+    def masking(self) -> dict[str, Any]:
+        """Type and keys that decide which tokens are trained; the others decide what a trained one counts."""
+        return self.model_dump(mode="json", exclude=set(NextTokenSection.model_fields))
+
     @model_validator(mode="after")
     def _one_of_two(self) -> Self:
         if self.label_smoothing and self.focal_gamma:

@@ -398,6 +398,16 @@ def test_fingerprints_follow_what_changes_ids_or_masks():
     assert len({base, *(other.fingerprint() for other in others)}) == 5
 
 
+def test_fingerprints_do_not_follow_what_a_trained_token_counts():
+    """Else another loss would be another template: prepared anew, and not to be compared with."""
+    for kind in (SftSection, ClmSection):
+        plain = renderer(objective=kind()).fingerprint()
+        for loss in ({"label_smoothing": 0.1}, {"focal_gamma": 2.0}, {"rdrop_alpha": 1.0}):
+            assert renderer(objective=kind(**loss)).fingerprint() == plain
+    assert renderer().decides["objective"] == {"type": "sft", "loss_on": "responses"}
+    assert renderer(objective=ClmSection()).decides["objective"] == {"type": "clm", "add_end_token": True}
+
+
 def test_renderers_survive_pickling():
     copy = pickle.loads(pickle.dumps(RENDERERS["marked"]))
     assert copy.render(Chat(TURNS)) == RENDERERS["marked"].render(Chat(TURNS))
