@@ -16,6 +16,7 @@ from tunesmith.adapters.lora_layer import LinearPart
 from tunesmith.adapters.sites import Part
 from tunesmith.errors import RecipeError
 from tunesmith.models.names import first_fit
+from tunesmith.models.quantised import QuantisedLinear
 from tunesmith.recipe.low_rank import LowRankSection
 from tunesmith.types import CannotMerge
 
@@ -81,8 +82,10 @@ class LinearAdapter(AddedAdapter):
         names = parameters.own_names(self.model)
         for name, layer in self._sites.items():
             weight = layer.weight
-            if not cast(Tensor, weight).is_floating_point():
-                raise CannotMerge(f"the weight of `{name}` is quantised: merge into the unquantised base")
+            if isinstance(layer, QuantisedLinear) or not cast(Tensor, weight).is_floating_point():
+                raise CannotMerge(
+                    f"the weight of `{name}` is quantised: unpack it first (`models.quantised.dequantise`)"
+                )
             owners = {other.rpartition(".")[0] for other, part in names.items() if part is weight}
             if len({id(self.model.get_submodule(owner)) for owner in owners}) > 1:
                 raise CannotMerge(f"the weight of `{name}` is shared by {', '.join(sorted(owners))}")

@@ -99,6 +99,11 @@ def widths(layer: nn.Module) -> tuple[int, int]:
     return linear.in_features, linear.out_features
 
 
+def is_transposed(layer: nn.Module) -> bool:
+    """Whether the layer is a ``Conv1D``, or was one before its weight was packed."""
+    return isinstance(layer, Conv1D) or getattr(layer, "was_transposed", False) is True
+
+
 def weight_of(layer: nn.Module) -> Tensor:
     """The layer's weight in fp32, OI whatever way it is stored."""
     weight = cast(Tensor, layer.weight).detach().float()

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from tunesmith.adapters import peft_layout
+from tunesmith.adapters.lora_layer import is_transposed
 from tunesmith.adapters.peft_layout import PREFIX, Layout
 from tunesmith.recipe.low_rank import GraloraSection
 
@@ -38,7 +38,7 @@ def layout(
         "gralora_dropout": section.dropout,
         "gralora_k": section.blocks,
         "bias": "none",
-        "fan_in_fan_out": any(isinstance(model.get_submodule(layer), Conv1D) for layer in ranks),
+        "fan_in_fan_out": any(is_transposed(model.get_submodule(layer)) for layer in ranks),
         "init_weights": True,
         "target_modules": peft_layout.suffixes([name for name, _ in model.named_modules()], ranks),
         "modules_to_save": None,

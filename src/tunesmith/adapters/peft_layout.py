@@ -12,9 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
-from tunesmith.adapters.lora_layer import is_linear
+from tunesmith.adapters.lora_layer import is_linear, is_transposed
 from tunesmith.adapters.parameters import aliases, own_names
 from tunesmith.adapters.sites import is_wrapped
 from tunesmith.adapters.targets import output_head
@@ -72,7 +71,7 @@ def layout(
         "use_rslora": section.rslora,
         "use_dora": section.dora,
         "bias": "none",
-        "fan_in_fan_out": any(isinstance(model.get_submodule(layer), Conv1D) for layer in ranks),
+        "fan_in_fan_out": any(is_transposed(model.get_submodule(layer)) for layer in ranks),
         "init_lora_weights": True,
         "target_modules": suffixes([name for name, _ in model.named_modules()], ranks),
         "rank_pattern": {layer: rank for layer, (rank, _) in ranks.items() if rank != section.rank},

@@ -8,6 +8,7 @@ were, parts are called ``SITE.added.ADAPTER.…``, and with no part active the f
 from __future__ import annotations
 
 import functools
+import itertools
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -48,8 +49,7 @@ def add_part(site: nn.Module, name: str, part: Part) -> None:
         setattr(site, CHILD, nn.ModuleDict())
         site.__class__ = _site_class(cast(Any, type(site)))
         set_active(site, ())
-    own = next(site.parameters(recurse=False), None)
-    own = next(site.parameters()) if own is None else own
+    own = next(itertools.chain(site.parameters(recurse=False), site.buffers(recurse=False), site.parameters()))
     parts(site)[name] = part.to(own.device).train(site.training)
 
 

@@ -17,7 +17,7 @@ from transformers import __version__ as transformers_version
 from transformers.utils import logging as transformers_logging
 
 from tunesmith.errors import ModelError
-from tunesmith.models import config_file
+from tunesmith.models import config_file, quantised
 from tunesmith.models.causal_lm import CausalLM
 from tunesmith.models.dropout import dropout_keys
 from tunesmith.models.facts import read_facts
@@ -26,6 +26,7 @@ from tunesmith.models.weights import INDEX, SINGLE, weight_files
 _TESTED = "tested families: Llama, Qwen 2 and 3, Mistral, Gemma, Phi, GPT-2"
 _BELONG = "config.json and weights do not belong together, or the folder is incomplete: copy the whole folder again"
 _LONGEST = 200
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _LARGEST_WEIGHT = 1e6
 """Weights and gains of real models stay below a thousand or so; the high bits of an exponent give 1e8 and more."""
 _MOST_GROWTH = 1.5
@@ -66,6 +67,7 @@ def load_model(
     dtype: torch.dtype = torch.float32,
     check: bool = True,
     dropout: Mapping[str, float] | None = None,
+    quantise: str = "none",
 ) -> CausalLM:
     """Load a causal language model from a folder in Hugging Face layout.
 
@@ -75,20 +77,21 @@ def load_model(
         dtype: of all parameters.
         check: compare the facade with the model's own forward (milliseconds for small models).
         dropout: rates in training that replace the configuration's, by kind.
+        quantise: how the linear layers hold their weights: ``none`` or one of ``quantised.KINDS``.
 
     Raises:
-        ModelError: no such architecture, missing or unexpected weights, unknown logits.
+        ModelError: what ``quantise`` needs is not installed; no such architecture, missing or unexpected weights, unknown logits.
     """
-    stored = read_facts(folder).num_parameters
+    facts = read_facts(folder)
     config = read_config(folder, dropout)
     _quiet()
     try:
-        _refuse_larger(config, stored, folder)
+        _refuse_larger(config, facts.num_parameters, folder)
         with _weights_alone(folder) as beside:
             hf, report = AutoModelForCausalLM.from_pretrained(
                 beside,
                 config=config,
-                dtype=dtype,
+                dtype=dtype if quantise == "none" else DTYPES[facts.dtype],
                 attn_implementation="sdpa",
                 use_safetensors=True,
                 local_files_only=True,
@@ -102,8 +105,15 @@ def load_model(
         raise ModelError(f"the model does not load: {_first(error)}", where=str(folder), hint=_BELONG) from error
     hf.name_or_path = hf.config.name_or_path = str(folder)
     _refuse_other_weights(hf, report, folder)
-    hf.to(device)
-    _check_weights(hf, folder)
+    if quantise == "none":
+        hf.to(device)
+        _check_weights(hf, folder)
+    else:
+        _check_weights(hf, folder)
+        quantised.quantise(hf, quantise, dtype, device)
+        for parameter in hf.parameters():  # buffers hold packed weights and their scales
+            parameter.data = parameter.data.to(dtype)
+        hf.to(device)
     hf.config.use_cache = False
     model = CausalLM(hf)
     if check:

@@ -1,6 +1,7 @@
 """Memory by part, before the first weight is loaded. Torch-free.
 
-States: frozen weights 4 bytes each, or 2 in 16 bit; what trains is fp32: weight 4, gradient 4, AdamW 8 (SGD with momentum 4,
+States: frozen weights 4 bytes each, or 2 in 16 bit (packed ones as in ``packed``, and the largest layer unpacked for a
+moment); what trains is fp32: weight 4, gradient 4, AdamW 8 (SGD with momentum 4,
 without 0). Where the pass is 16 bit and weights are fp32, autocast keeps a copy of 2. So full fine-tuning with AdamW takes 16 bytes
 a parameter, 18 in 16 bit.
 
@@ -33,6 +34,7 @@ from typing import Any
 from tunesmith.errors import GateRefused
 from tunesmith.models import names
 from tunesmith.models.facts import ModelFacts
+from tunesmith.planning.packed import largest_layer, packed_bytes
 from tunesmith.planning.scope import Scope
 from tunesmith.planning.settings import Settings
 
@@ -98,10 +100,12 @@ def estimate_memory(
     """
     compute = TYPE_BYTES[settings.precision]
     in_base = sum(scope.trained.values())
-    frozen_bytes = (facts.num_parameters - in_base) * TYPE_BYTES[settings.weights_dtype]
+    packed, num_packed = packed_bytes(facts, settings.quantise)
+    frozen_bytes = packed + (facts.num_parameters - in_base - num_packed) * TYPE_BYTES[settings.weights_dtype]
     activations, workspace = _activation_bytes(facts, scope, settings)
     logits, head_buffers = _head_bytes(facts, scope, settings, scored_share)
-    cast = facts.num_parameters if settings.weights_dtype == "fp32" else in_base
+    cast = facts.num_parameters - num_packed if settings.weights_dtype == "fp32" else in_base
+    unpacked = (4 + compute) * largest_layer(facts) if num_packed else 0
     casts = 2 * (cast + scope.num_adapter) if compute == 2 else 0
     held = int(_ALLOCATOR_SHARE[settings.device] * (activations + workspace))
     parts = {
@@ -113,6 +117,7 @@ def estimate_memory(
         "activations": activations,
         "logits": logits,
         "buffers": casts
+        + unpacked
         + workspace
         + head_buffers
         + held

@@ -39,7 +39,8 @@ class Settings:
     """One run, nothing unset. Cadences are in steps, sizes in tokens.
 
     ``weights_dtype`` is the type of the base's weights in memory, fp32 wherever any of them trains; adapters are fp32;
-    ``precision`` is the type of forward and backward (autocast). ``atom_tokens`` is the most tokens of one forward pass.
+    ``quantise`` is how its linear layers are packed; ``precision`` is the type of forward and backward (autocast).
+    ``atom_tokens`` is the most tokens of one forward pass.
     """
 
     learning_rate: float
@@ -71,6 +72,7 @@ class Settings:
     betas: tuple[float, float]
     momentum: float
     freezing: str | None = None
+    quantise: str = "none"
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""

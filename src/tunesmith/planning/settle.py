@@ -8,6 +8,7 @@ from tunesmith.models.facts import ModelFacts
 from tunesmith.planning import defaults
 from tunesmith.planning.freezing import schedule_of
 from tunesmith.planning.machine import Machine
+from tunesmith.planning.packed import require_frozen_base
 from tunesmith.planning.settings import Counts, Derived, Settings
 from tunesmith.recipe.root import Recipe
 
@@ -17,6 +18,7 @@ def settle(
 ) -> tuple[Settings, dict[str, Derived[Any]]]:
     """All settings but the size of a pass, and their reasons by recipe key."""
     training = recipe.training
+    require_frozen_base(recipe)
     per_epoch = defaults.derive_steps_per_epoch(recipe, counts)
     epochs = defaults.derive_epochs(recipe, per_epoch.value)
     steps = defaults.derive_steps(recipe, per_epoch.value, epochs.value)
@@ -67,6 +69,7 @@ def settle(
         optimiser=training.optimiser,
         betas=training.betas,
         momentum=training.momentum,
+        quantise=recipe.model.quantise,
         freezing=training.freezing.type if training.freezing is not None else None,
     )
     return settings, values

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
@@ -35,6 +35,9 @@ class ModelSection(Section):
     """Path of a Jinja chat template that replaces the model's own."""
     date: str = "2026-01-01"
     """Day shown to templates that ask for the clock, ISO format; never today's."""
+    quantise: Literal["none", "nf4", "int8", "fp8"] = "none"
+    """Hold the frozen base's linear layers in fewer bits: ``nf4`` (QLoRA, half a byte a weight), ``int8`` or ``fp8`` (one byte);
+    an adapter trains on it."""
     dropout: DropoutSection = DropoutSection()
     """Rates of dropout in training; what is unset is as the model's configuration says."""
 

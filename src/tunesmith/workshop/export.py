@@ -28,6 +28,7 @@ from tunesmith.models.causal_lm import CausalLM
 from tunesmith.models.facts import read_facts
 from tunesmith.models.loading import load_model
 from tunesmith.models.locate import ModelFolder
+from tunesmith.models.quantised import dequantise
 from tunesmith.planning.defaults import derive_context
 from tunesmith.recipe.root import Recipe
 from tunesmith.registry.result import result_step
@@ -109,7 +110,7 @@ class _Export:
         notes = write_adapter(folder, adapter, self.recipe.model.name)
         if self.run.card_path.exists():
             copy_file(self.run.card_path, folder / "README.md")
-        again = load_model(self.base.path)
+        again = load_model(self.base.path, quantise=self.recipe.model.quantise)
         attach_saved(again, folder)
         written_NV = _logits(again, documents)
         dtype = next(iter(adapter.state().values())).dtype
@@ -117,7 +118,7 @@ class _Export:
 
     def whole_model(self, folder: Path, dtype: torch.dtype) -> tuple[list[GateResult], list[str]]:
         """Merge in fp32, write in ``dtype``, load what was written, compare with the trained one."""
-        model, adapter = self._trained()
+        model, adapter = self._trained(unpacked=True)
         documents = self._documents()
         trained_NV = _logits(model, documents)
         try:
@@ -138,9 +139,15 @@ class _Export:
         written_NV = _logits(load_model(folder), documents)
         return [gate_a(merged_NV, trained_NV), _on_file(written_NV, trained_NV, "model", dtype)], notes
 
-    def _trained(self) -> tuple[CausalLM, Adapter]:
-        """The model as the trainer left it, in fp32, from the checkpoint that became the result."""
-        model = load_model(self.base.path)
+    def _trained(self, *, unpacked: bool = False) -> tuple[CausalLM, Adapter]:
+        """The model as the trainer left it, in fp32, from the checkpoint that became the result.
+
+        Args:
+            unpacked: plain layers with the weights that packed ones multiply with.
+        """
+        model = load_model(self.base.path, quantise=self.recipe.model.quantise)
+        if unpacked:
+            dequantise(model.hf)
         adapter = build(self.recipe.adapter, self.recipe.seed)
         adapter.attach(model.hf)
         checkpoints = CheckpointFolder(self.run.checkpoints_path, self.identity)

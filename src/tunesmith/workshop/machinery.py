@@ -58,7 +58,9 @@ def load_base(folder: Path, recipe: Recipe, settings: Settings) -> CausalLM:
     """The recipe's base on the plan's device and in the plan's type, with the recipe's dropout."""
     torch.set_num_threads(settings.threads)
     rates = recipe.model.dropout.rates()
-    return load_model(folder, device=settings.device, dtype=weights_dtype(settings), dropout=rates)
+    return load_model(
+        folder, device=settings.device, dtype=weights_dtype(settings), dropout=rates, quantise=recipe.model.quantise
+    )
 
 
 def attach(model: CausalLM, recipe: Recipe, settings: Settings) -> Adapter:

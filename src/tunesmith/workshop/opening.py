@@ -45,7 +45,8 @@ def open_machine(text: str, *, device: str | None = None, batch_tokens: int = 81
     check_weights(reference.base.path)
     _check_base(reference)
     renderer, context = renderer_for(reference)
-    model = load_model(reference.base.path, device=where, dtype=dtype)
+    quantise = _recipe_of(reference).model.quantise if reference.adapter is not None else "none"
+    model = load_model(reference.base.path, device=where, dtype=dtype, quantise=quantise)
     if reference.adapter is not None:
         attach_saved(model, reference.adapter)
         model.to(where)
