@@ -42,6 +42,7 @@ REASON_WORDS = {
     "duplicate_of_validation": "The input is also in the validation rows, and `data.duplicates` says `drop`.",
     "nothing_trained": "No token of the example is a target of the loss.",
     "wrong_weight": "The column named by `columns.weight` holds no number from 0 to 1,000,000.",
+    "unknown_label": "The row's label is none of those that `objective.labels` names.",
 }
 
 

@@ -177,10 +177,17 @@ class LogProb:
 class LanguageModel(Protocol):
     """The facade objectives call: head and fused loss run inside its forward."""
 
-    def __call__(self, batch: Batch, want: Collection[str] = ("logprob",), against: Tensor | None = None) -> Outputs:
+    def __call__(
+        self,
+        batch: Batch,
+        want: Collection[str] = ("logprob",),
+        against: Tensor | None = None,
+        layer: int | None = None,
+    ) -> Outputs:
         """Run the pack; ``want`` holds any of ``logprob``, ``mean_logprob``, ``entropy``, ``correct``, ``hidden``, ``divergence``.
 
-        ``against`` are the hidden states of another pass over the same pack, for ``divergence``.
+        ``against`` are the hidden states of another pass over the same pack, for ``divergence``; ``layer`` is whose output
+        ``hidden`` is, None the last.
         """
         ...
 

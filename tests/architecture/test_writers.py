@@ -14,6 +14,7 @@ BY_OTHER_MEANS = {
     "src/tunesmith/disk.py": "the layer itself",
     "src/tunesmith/registry/lease.py": "a lock on an open file, worth nothing once its owner is dead",
     "src/tunesmith/workshop/model_files.py": "transformers writes whole models itself: into a new_folder, fsynced and renamed",
+    "src/tunesmith/workshop/headed_files.py": "as model_files.py: a class of transformers writes itself into a new_folder",
     "src/tunesmith/models/loading.py": "a folder of links under the system's temporary folder, for transformers to read",
     "src/tunesmith/workshop/environment.py": "a switch of the kernel under /proc",
     "src/tunesmith/engine/watchdog.py": "stacks of a process that hangs: nothing reads them back",

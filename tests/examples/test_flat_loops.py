@@ -41,7 +41,7 @@ def engine_losses(folder: Path, **sections: Any) -> list[float]:
         "objective": sections["objective"],
         "adapter": sections["adapter"],
         "training": {"max_steps": STEPS, "batch_size": BATCH_SIZE, "precision": "fp32", "evaluate_every": 100, "samples": 0},
-        "evaluation": {"tasks": [{"type": "loss", "limit": 1}], "preserve": []},
+        "evaluation": {"tasks": sections.get("tasks", [{"type": "loss", "limit": 1}]), "preserve": []},
         "machine": {"device": "cpu", "threads": 1},
     }  # fmt: skip
     run = train(plan_recipe(parse(values).placed(HELPDESK)), folder / "run")
@@ -98,3 +98,19 @@ def test_a_loop_is_flat_and_short(path: Path) -> None:
     assert len(text.splitlines()) < 200
     for package in ("engine", "workshop", "objectives", "planning"):
         assert f"tunesmith.{package}" not in text
+
+
+@pytest.mark.parametrize(("frozen", "adapter"), [(True, "head"), (False, "full")])
+def test_a_classification_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, frozen: bool, adapter: str) -> None:
+    loop = example("classify_head_loop")
+    monkeypatch.setattr(loop, "BATCH_SIZE", BATCH_SIZE)
+    model, tokenizer, labels = loop.load(frozen=frozen)
+    found = loop.train(model, tokenizer, labels, STEPS, peak=loop.HEAD_RATE if frozen else loop.LEARNING_RATE)
+    expected = engine_losses(
+        tmp_path,
+        source={"format": "labelled", "columns": {"text": "ticket", "label": "queue"}},
+        objective={"type": "classify"},
+        adapter={"type": adapter},
+        tasks=[{"type": "classification", "limit": 1}],
+    )
+    assert found == pytest.approx(expected, rel=1e-5)

@@ -7,9 +7,10 @@ from typing import Any
 
 from tunesmith.adapters.bottleneck import BottleneckAdapter
 from tunesmith.adapters.gralora import GraloraAdapter
+from tunesmith.adapters.head_only import HeadOnly
 from tunesmith.adapters.lora import LoraAdapter
 from tunesmith.adapters.scope import FullScope, PartialScope
-from tunesmith.recipe.adapters import FullSection, PartialSection
+from tunesmith.recipe.adapters import FullSection, HeadOnlySection, PartialSection
 from tunesmith.recipe.bottleneck import BottleneckSection
 from tunesmith.recipe.low_rank import GraloraSection, LoraSection
 from tunesmith.recipe.section import Section
@@ -18,6 +19,7 @@ from tunesmith.types import Adapter
 ADAPTERS: dict[type[Section], Callable[[Any, int], Adapter]] = {
     FullSection: FullScope,
     PartialSection: PartialScope,
+    HeadOnlySection: HeadOnly,
     LoraSection: LoraAdapter,
     GraloraSection: GraloraAdapter,
     BottleneckSection: BottleneckAdapter,

@@ -20,6 +20,7 @@ from tunesmith.types import Sampling
 from tunesmith.visible import visible
 
 _SIDE_BY_SIDE_COLUMNS = 90
+_LABELS_SHOWN = 5
 
 
 class Answerer(Protocol):
@@ -54,10 +55,13 @@ def generate(terminal: Terminal, /, model: str, prompt: str | None, system: str 
         pieces.append(piece)
         terminal.write(piece)
     terminal.show()
+    details = getattr(answerer, "details", {})
+    for label, share in list(details.get("probabilities", {}).items())[:_LABELS_SHOWN]:
+        terminal.show(f"{100 * share:5.1f} %  {visible(label)}")
     if terminal.as_json:
         answer = "".join(pieces)
         seconds = time.perf_counter() - started
-        terminal.emit({"model": answerer.name, "prompt": prompt, "answer": answer, "seconds": seconds})
+        terminal.emit({"model": answerer.name, "prompt": prompt, "answer": answer, **details, "seconds": seconds})
 
 
 def _read_prompt() -> str:

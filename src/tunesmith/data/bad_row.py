@@ -19,6 +19,7 @@ Reason = Literal[
     "duplicate_of_validation",
     "nothing_trained",
     "wrong_weight",
+    "unknown_label",
 ]
 """Stable names of row faults, as they stand in the ledger and in rejected.jsonl."""
 

@@ -14,6 +14,8 @@ from typing import Protocol
 from tunesmith.data.bad_row import BadRow
 from tunesmith.data.faults import FaultExamples
 from tunesmith.data.formats import note
+from tunesmith.data.head_rendering import HeadRenderer
+from tunesmith.data.head_targets import HeadTargets
 from tunesmith.data.held_out import HeldOutSplit, Splitter
 from tunesmith.data.labels import LabelCounter
 from tunesmith.data.ledger import Ledger, SourceCount, summarise
@@ -123,6 +125,7 @@ class Builder:
         self._overlong = Overlong(recipe.data.overlong, context)
         self._splitter = Splitter(recipe.data)
         self._labels = LabelCounter(renderer.reference)
+        self._targets: HeadTargets | None = None
         self._roles = RoleTally()
         self._weights = WeightTally()
         self._duplicates: dict[tuple[Split, Split], int] = {}
@@ -141,6 +144,8 @@ class Builder:
             self._writers: dict[Split, StoreWriter] = {}
             self._records: dict[Split, NewFile] = {}
             self._stack = stack
+            if isinstance(self._renderer, HeadRenderer):
+                self._targets = HeadTargets(self._renderer, self._folder, stack)
             self._rejected = RejectFile(stack.enter_context(NewFile(self._folder / REJECTED)))
             if self._splitter.by_group:
                 for source in sources:
@@ -149,9 +154,10 @@ class Builder:
             for source in sources:
                 self._read(source)
         self._check(key)
+        counts = self._labels.closed_set() if self._targets is None else self._targets.close(self._trained_from)
         self._close_ledger()
         write_json(self._folder / LEDGER, self._ledger.to_json())
-        write_meta(self._folder, key, self._context, self._labels.closed_set())
+        write_meta(self._folder, key, self._context, counts)
 
     def _read(self, source: SourceFiles) -> None:
         count = SourceCount(source.role, source.name)
@@ -209,7 +215,7 @@ class Builder:
         if unrendered is not None:
             return Rejected(row.origin, "overlong", unrendered, item.raw.values)
         rendered = self._renderer.examine(row.record)
-        if not any(rendered.trained[1:]):
+        if self._targets is None and not any(rendered.trained[1:]):
             raise BadRow("nothing_trained", "no token of the row is a target of the loss")
         pieces = self._overlong.fit(row, rendered.ids, rendered.trained, rendered.roles)
         if not pieces:
@@ -218,7 +224,10 @@ class Builder:
         for warning in rendered.warnings:
             self._warnings[warning] = self._warnings.get(warning, 0) + 1
         for piece in pieces:
-            self._writer(split).add(row, piece.ids, piece.trained, piece.window)
+            writer, ids = self._writer(split), piece.ids
+            if self._targets is not None:
+                ids = self._targets.add(split, row.record, rendered.ids, piece.ids)
+            writer.add(row, ids, piece.trained, piece.window)
             if split == "train":
                 self._roles.add(piece.roles, piece.trained)
         self._account(row, split, count, key if source.role == split else None)
@@ -265,6 +274,10 @@ class Builder:
         self._duplicates[split, repeated] = self._duplicates.get((split, repeated), 0) + 1
         return self._data.duplicates == "drop"
 
+    @property
+    def _trained_from(self) -> str:
+        return ", ".join(source.name for source in self._sources if source.role == "train")
+
     def _writer(self, split: Split) -> StoreWriter:
         if split not in self._writers:
             self._writers[split] = self._stack.enter_context(StoreWriter(self._folder / split))
@@ -287,7 +300,7 @@ class Builder:
             raise DataError(
                 f"no row is left to train on: of {ledger.rows_in:,} rows {ledger.held_out:,} are held out and "
                 f"{sum(ledger.rejected.values()):,} rejected{f' ({reasons})' if reasons else ''}",
-                where=", ".join(source.name for source in self._sources if source.role == "train"),
+                where=self._trained_from,
                 hint=text_row_hint(self._sources) or "add training rows, or lower data.validation and data.test",
             )
         self._weights.check(", ".join(source.name for source in self._sources if source.role == "train"))

@@ -7,7 +7,7 @@ Step k is a pure function of (recipe, k): the only state is k.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,11 +89,22 @@ class StreamOptions:
     source_weights: tuple[float, ...] = (1.0,)
 
 
-class PackedStream:
-    """The training stream of a token store; see the module's docstring."""
+MakeBatch = Callable[[Sequence[int], float, int], Batch]
+"""Rows of a store, share of training done and epoch to a pack."""
 
-    def __init__(self, store: TokenStore, options: StreamOptions) -> None:
+
+class PackedStream:
+    """The training stream of a token store; see the module's docstring.
+
+    Args:
+        store: of the training rows.
+        options: what decides the steps.
+        make: lays rows side by side; None takes tokens and trained flags as they are stored.
+    """
+
+    def __init__(self, store: TokenStore, options: StreamOptions, make: MakeBatch | None = None) -> None:
         self.store = store
+        self._make = make or self._plain
         self.options = options
         self.next_step = 0
         weights = np.asarray(options.source_weights, dtype=np.float64)
@@ -127,14 +138,9 @@ class PackedStream:
         """The packs of one step, largest first."""
         rows = self.rows_of(step)
         lengths = [int(self.store.lengths[row]) for row in rows]
-        progress = step / max(1, self.options.total_steps)
+        progress, epoch = step / max(1, self.options.total_steps), self.epoch_of(step)
         return [
-            make_batch(
-                [self.store.row(int(rows[index])) for index in members],
-                [int(rows[index]) for index in members],
-                progress=progress,
-                weights=[float(self.store.weights[rows[index]]) for index in members],
-            )
+            self._make([int(rows[index]) for index in members], progress, epoch)
             for members in pack(lengths, self.options.atom_tokens, self.options.micro_batch_size)
         ]
 
@@ -145,7 +151,11 @@ class PackedStream:
         longest = np.argsort(-lengths, kind="stable")[:most]
         fits = np.cumsum(lengths[longest]) <= self.options.atom_tokens
         rows = longest[: max(1, int(fits.sum()))]
-        return make_batch([self.store.row(int(row)) for row in rows], [int(row) for row in rows]) if len(rows) else None
+        return self._make([int(row) for row in rows], 0.0, 0) if len(rows) else None
+
+    def _plain(self, rows: Sequence[int], progress: float, epoch: int) -> Batch:
+        weights = [float(self.store.weights[row]) for row in rows]
+        return make_batch([self.store.row(row) for row in rows], rows, progress=progress, weights=weights)
 
     def state_dict(self) -> dict[str, Any]:
         """The position: all else follows from the recipe."""

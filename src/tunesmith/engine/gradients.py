@@ -124,7 +124,8 @@ class Gradients:
             result.loss = result.loss + penalty.detach()
 
     def _reduced(self, result: StepResult) -> StepResult:
-        self.ranks.sum_gradients([item for item in self.model.parameters() if item.requires_grad])
+        trained = [*self.model.parameters(), *self.objective.parts.parameters()]
+        self.ranks.sum_gradients([item for item in trained if item.requires_grad])
         loss = self.ranks.sum("loss", {"loss": result.loss})["loss"]
         return StepResult(loss, self.ranks.sum_means("metrics", result.metrics))
 

@@ -26,6 +26,7 @@ from tunesmith.engine.optim import Optimiser
 from tunesmith.engine.options import TrainerOptions
 from tunesmith.engine.outcome import Outcome
 from tunesmith.engine.pace import Pace
+from tunesmith.engine.parts import parts_groups
 from tunesmith.engine.precision import Precision
 from tunesmith.engine.ranks import Ranks
 from tunesmith.engine.reckoning import LEFT_OUT, Reckoning
@@ -96,7 +97,7 @@ class Trainer:
         self.watchdog = watchdog
         self.device: torch.device = model.device  # type: ignore[assignment]
         self.precision = Precision(options.precision, self.device)
-        self.groups = arrange(adapter.groups())
+        self.groups = [*arrange(adapter.groups()), *parts_groups(objective)]
         self.optimiser = Optimiser(self.groups, options)
         self.pace = Pace(self.optimiser, options, self.ranks, say)
         self.relief = MemoryRelief(

@@ -7,11 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
+
+import numpy as np
 
 from tunesmith.errors import UserError
 from tunesmith.evaluation.classification import macro_f1_difference
+from tunesmith.evaluation.resampling import (
+    calibration_error,
+    confidence_columns,
+    correlation,
+    correlation_columns,
+    difference_of_sums,
+    f1_of_counts,
+    ranks,
+)
 from tunesmith.evaluation.statistics import (
+    Floats,
     Score,
     mcnemar_midp,
     paired_bootstrap,
@@ -20,6 +33,9 @@ from tunesmith.evaluation.statistics import (
 )
 
 RowPair = tuple[Mapping[str, Any], Mapping[str, Any]]
+
+_OF_ALL_ROWS = frozenset({"calibration", "pearson", "spearman"})
+"""Kinds of metrics that no row has by itself: none is won or lost."""
 
 PROMPT_CHANGES = frozenset({"template", "tokenizer", "system_prompt", "examples", "retrieval", "prompts"})
 """Declared differences under which a question may have another prompt on either side."""
@@ -69,6 +85,11 @@ MEASURES: dict[str, Measure] = {
     "macro_f1": Measure(+1, "macro_f1", "score"),
     "loss": Measure(-1, "loss", "nats"),
     "perplexity": Measure(-1, "perplexity", "nats"),
+    "brier": Measure(-1, "mean", "brier"),
+    "calibration_error": Measure(-1, "calibration", "score"),
+    "mse": Measure(-1, "mean", "squared_error"),
+    "pearson": Measure(+1, "pearson", "said"),
+    "spearman": Measure(+1, "spearman", "said"),
 }
 
 
@@ -114,8 +135,9 @@ def paired(measure: Measure, pairs: Sequence[RowPair], old: Score, new: Score, s
             "the scorecards hold scores without rows", where="rows of the scorecards", hint="Score both again."
         )
     difference, p_value = _TESTS[measure.kind](measure.field, pairs, seed)
-    changes = [measure.better * (float(b[measure.field]) - float(a[measure.field])) for a, b in pairs]
-    equal = [float(a[measure.field]) for (a, _), change in zip(pairs, changes, strict=True) if change == 0]
+    by_row = [] if measure.kind in _OF_ALL_ROWS else pairs
+    changes = [measure.better * (float(b[measure.field]) - float(a[measure.field])) for a, b in by_row]
+    equal = [float(a[measure.field]) for (a, _), change in zip(by_row, changes, strict=True) if change == 0]
     binary = measure.kind in ("share", "macro_f1")
     return Paired(
         before=old,
@@ -165,10 +187,47 @@ def _macro_f1_test(field: str, pairs: Sequence[RowPair], seed: int) -> tuple[Sco
     return macro_f1_difference(truth, before, after, len(labels), seed)
 
 
+def _calibration_test(field: str, pairs: Sequence[RowPair], seed: int) -> tuple[Score, float]:
+    sides = [
+        confidence_columns(_column(side, "confidence"), _column(side, "score")) for side in zip(*pairs, strict=True)
+    ]
+    return difference_of_sums(sides[0], sides[1], calibration_error, seed)
+
+
+def _correlation_test(field: str, pairs: Sequence[RowPair], seed: int, *, ranked: bool = False) -> tuple[Score, float]:
+    order = ranks if ranked else np.asarray
+    sides = [
+        correlation_columns(order(_column(side, field)), order(_column(side, "value")))
+        for side in zip(*pairs, strict=True)
+    ]
+    return difference_of_sums(sides[0], sides[1], correlation, seed)
+
+
+def _words_f1_test(field: str, pairs: Sequence[RowPair], seed: int) -> tuple[Score, float]:
+    sides = [
+        np.stack([_column(side, "word_hits"), _column(side, "word_size")], axis=1) for side in zip(*pairs, strict=True)
+    ]
+    return difference_of_sums(sides[0], sides[1], f1_of_counts, seed)
+
+
+def _words_test(field: str, pairs: Sequence[RowPair], seed: int) -> tuple[Score, float]:
+    sides = [([row[field] for row in side], [row["words"] for row in side]) for side in zip(*pairs, strict=True)]
+    return ratio_difference(sides[0], sides[1], seed)
+
+
+def _column(rows: Sequence[Mapping[str, Any]], field: str) -> Floats:
+    return np.asarray([row[field] for row in rows], dtype=np.float64)
+
+
 _TESTS: dict[str, Callable[[str, Sequence[RowPair], int], tuple[Score, float]]] = {
     "share": _share_test,
     "mean": _mean_test,
     "macro_f1": _macro_f1_test,
     "loss": _loss_test,
     "perplexity": _perplexity_test,
+    "calibration": _calibration_test,
+    "pearson": _correlation_test,
+    "spearman": partial(_correlation_test, ranked=True),
+    "words": _words_test,
+    "words_f1": _words_f1_test,
 }

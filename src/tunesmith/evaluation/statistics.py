@@ -72,7 +72,7 @@ def mean_score(values: Sequence[float] | Floats, seed: int = 0, bounds: tuple[fl
     Raises:
         ValueError: no values, or one that is not finite.
     """
-    values_N = _checked(values)
+    values_N = checked(values)
     n = len(values_N)
     if np.ptp(values_N) == 0:
         return _constant(float(values_N[0]), n, bounds)
@@ -87,7 +87,7 @@ def ratio_score(totals: Sequence[float] | Floats, counts: Sequence[float] | Floa
     Raises:
         ValueError: no rows, unequal lengths, a value that is not finite, or a count that is not positive.
     """
-    totals_N, counts_N = _checked(totals), _checked(counts)
+    totals_N, counts_N = checked(totals), checked(counts)
     if len(totals_N) != len(counts_N) or np.any(counts_N <= 0):
         raise ValueError("each row needs one total and one positive count")
     return _ratio(totals_N, counts_N, seed)
@@ -160,7 +160,7 @@ def paired_bootstrap(differences: Sequence[float] | Floats, seed: int = 0) -> tu
     Raises:
         ValueError: no differences, or one that is not finite.
     """
-    values_N = _checked(differences)
+    values_N = checked(differences)
     return mean_score(values_N, seed), _centred_p(values_N, int(np.count_nonzero(values_N)), seed)
 
 
@@ -178,7 +178,7 @@ def ratio_difference(
     Raises:
         ValueError: as ``ratio_score``, or the rows do not pair.
     """
-    parts = [_checked(part) for part in (*before, *after)]
+    parts = [checked(part) for part in (*before, *after)]
     if len({len(part) for part in parts}) != 1 or np.any(parts[1] <= 0) or np.any(parts[3] <= 0):
         raise ValueError("each row needs a total and a positive count on both sides")
     columns_NC = np.stack(parts, axis=1)
@@ -198,7 +198,7 @@ def ratio_difference(
     p_value = _centred_p(pull_N + (new - old), int(np.count_nonzero(parts[2] * parts[1] != parts[0] * parts[3])), seed)
     if n == 1:
         return Score(value, value, value, n), p_value
-    low, high = bca_interval(value, statistic(_resampled_sums(columns_NC, seed)), statistic(sums_C - columns_NC))
+    low, high = bca_interval(value, statistic(resampled_sums(columns_NC, seed)), statistic(sums_C - columns_NC))
     return Score(value, low, high, n), p_value
 
 
@@ -235,7 +235,8 @@ def generator(seed: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=seed))
 
 
-def _checked(values: Sequence[float] | Floats) -> Floats:
+def checked(values: Sequence[float] | Floats) -> Floats:
+    """The values as an array. Raises ValueError where there are none, or one is not finite."""
     array_N = np.asarray(values, dtype=np.float64)
     if array_N.ndim != 1 or len(array_N) == 0 or not np.all(np.isfinite(array_N)):
         raise ValueError("a score needs at least one row, and finite numbers only")
@@ -255,12 +256,12 @@ def _ratio(totals_N: Floats, counts_N: Floats, seed: int) -> Score:
     value = total / count
     if n == 1 or np.ptp(totals_N / counts_N) == 0:
         return Score(value, value, value, n)
-    sums_BC = _resampled_sums(np.stack([totals_N, counts_N], axis=1), seed)
+    sums_BC = resampled_sums(np.stack([totals_N, counts_N], axis=1), seed)
     low, high = bca_interval(value, sums_BC[:, 0] / sums_BC[:, 1], (total - totals_N) / (count - counts_N))
     return Score(value, low, high, n)
 
 
-def _resampled_sums(columns_NC: Floats, seed: int) -> Floats:
+def resampled_sums(columns_NC: Floats, seed: int) -> Floats:
     """Column sums over rows drawn with replacement: ``[RESAMPLES, C]``."""
     n = len(columns_NC)
     rng = generator(seed)
@@ -281,7 +282,7 @@ def _centred_p(values_N: Floats, informative: int, seed: int) -> float:
     error_N = values_N - mean
     if np.ptp(values_N) == 0:
         return _floored(0, RESAMPLES, informative)
-    sums_BC = _resampled_sums(np.stack([error_N, error_N**2], axis=1), seed)
+    sums_BC = resampled_sums(np.stack([error_N, error_N**2], axis=1), seed)
     shift_B = np.abs(sums_BC[:, 0]) / n
     spread_B = np.sqrt(np.maximum(sums_BC[:, 1] / n - shift_B**2, 0))
     spread = math.sqrt(float(np.mean(error_N**2)))

@@ -138,8 +138,8 @@ def exact_match(
     if closed is None:
         return TaskResult(metrics, rows, settings)
     metrics["accuracy"] = metrics["exact_match"]
-    metrics["macro_f1"], found = _classified(rows, closed, seed)
-    return TaskResult(metrics, rows, settings, found, {"majority": _majority(questions, closed, label_counts)})
+    metrics["macro_f1"], found = classified(rows, closed, seed)
+    return TaskResult(metrics, rows, settings, found, {"majority": majority(questions, closed, label_counts)})
 
 
 def label_ranking(
@@ -186,13 +186,13 @@ def label_ranking(
     ordered = [rows[i] for i in range(len(questions))]
     n = len(ordered)
     metrics = {"accuracy": proportion(sum(row["score"] for row in ordered), n)}
-    metrics["macro_f1"], found = _classified(ordered, closed, seed)
+    metrics["macro_f1"], found = classified(ordered, closed, seed)
     if prior is not None:
         metrics["normalised_accuracy"] = proportion(sum(row["normalised_score"] for row in ordered), n)
     reciprocal = [row["reciprocal_rank"] for row in ordered]
     metrics["mean_reciprocal_rank"] = mean_score(reciprocal, seed, bounds=(0.0, 1.0))
     settings = {"type": "label_ranking", "labels": closed.fingerprint(), "normalised": prior is not None}
-    return TaskResult(metrics, ordered, settings, found, {"majority": _majority(questions, closed, label_counts)})
+    return TaskResult(metrics, ordered, settings, found, {"majority": majority(questions, closed, label_counts)})
 
 
 def loss(
@@ -278,7 +278,7 @@ def _ranked_row(
     return row
 
 
-def _classified(rows: Sequence[dict[str, Any]], closed: ClosedSet, seed: int) -> tuple[Score, dict[str, Any]]:
+def classified(rows: Sequence[dict[str, Any]], closed: ClosedSet, seed: int) -> tuple[Score, dict[str, Any]]:
     """Macro-F1 and the table; each row is given the classes of its reference and its answer (None: no class)."""
     truth = closed.indices([row["reference"] for row in rows])
     answered = closed.indices([row["answer"] for row in rows])
@@ -290,7 +290,7 @@ def _classified(rows: Sequence[dict[str, Any]], closed: ClosedSet, seed: int) ->
     return macro_f1_score(truth, answered, len(closed.labels), seed), found
 
 
-def _majority(
+def majority(
     questions: Sequence[Question], closed: ClosedSet, label_counts: Mapping[str, int] | None
 ) -> dict[str, Any]:
     """Score of always answering the commonest label; ties go to the label first in the alphabet."""

@@ -41,10 +41,20 @@ def _nats(paired: Paired) -> str:
     )
 
 
+def _plainly(paired: Paired) -> str:
+    return (
+        f"{paired.after.value:.3g} against {paired.before.value:.3g} "
+        f"({_signed(paired.difference.value, 3)}, "
+        f"95 % {_plain(paired.difference.low, 3)} to {_plain(paired.difference.high, 3)}"
+    )
+
+
 # Label ranking first: it asks tuned and untuned models the same thing, where a generated answer also asks for a form
 # that only tuning teaches.
 _CLAIMS = (
     _Claim("accuracy", "mean_reciprocal_rank", "label ranking", _share),
+    _Claim("accuracy", "brier", "classification", _share),
+    _Claim("mse", "pearson", "squared error", _plainly),
     _Claim("exact_match", "exact_match", "exact match", _share),
     _Claim("loss", "loss", "loss", _nats),
 )

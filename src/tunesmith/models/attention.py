@@ -1,8 +1,9 @@
 """Attention over packs: documents that share one row of tokens and never see each other.
 
     q k v  [1 H T D] ── CUDA, 16 bit, no dropout ──> varlen kernel over cumulative lengths
-                     └─ otherwise ──> documents of like length side by side, causal SDPA, back into the row
+                     └─ otherwise ──> documents of like length side by side, SDPA, back into the row
 
+Causal, but for layers that say of themselves that they are not (``is_causal = False``), as those of encoders do.
 Shapes: T tokens, H query heads, K key/value heads, D head width, N documents of a group, L longest of the group.
 """
 
@@ -28,10 +29,14 @@ NAME = "tunesmith_packed"
 
 @dataclass(frozen=True)
 class Group:
-    """Documents of like length as a rectangle: where each cell comes from, and which cells are real, flattened."""
+    """Documents of like length as a rectangle: where each cell comes from, and which cells are real, flattened.
+
+    ``lengths_N`` is None where all are equally long.
+    """
 
     take_NL: Tensor
     real_R: Tensor
+    lengths_N: Tensor | None = None
 
 
 class PackLayout:
@@ -67,7 +72,8 @@ class PackLayout:
             columns_NL = np.broadcast_to(np.arange(longest), (count, longest))
             real_NL = columns_NL < lengths[members, None]
             take_NL = starts[members, None] + np.minimum(columns_NL, lengths[members, None] - 1)
-            groups.append(Group(_moved(take_NL, device), _moved(np.flatnonzero(real_NL), device)))
+            own_N = None if real_NL.all() else _moved(lengths[members], device)
+            groups.append(Group(_moved(take_NL, device), _moved(np.flatnonzero(real_NL), device), own_N))
             order.append(take_NL[real_NL])
         joined = np.concatenate(order)
         in_order = bool(np.all(joined == np.arange(len(joined))))
@@ -103,10 +109,10 @@ def packed_attention(  # noqa: PLR0913 - the signature is that of transformers' 
     softcap: float | None = None,
     **unused: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention within each document of a pack, as transformers calls it.
+    """Attention within each document of a pack, as transformers calls it.
 
     Args:
-        module: the attention layer, unused.
+        module: the attention layer; says whether it is causal.
         query: ``[1, H, T, D]``.
         key: ``[1, K, T, D]``; H is a multiple of K.
         value: as ``key``.
@@ -114,7 +120,7 @@ def packed_attention(  # noqa: PLR0913 - the signature is that of transformers' 
         pack: the layout; without it the whole row is one document.
         scaling: of the scores; None is 1/sqrt(D).
         dropout: on the attention weights.
-        sliding_window: how far back a token sees, itself included.
+        sliding_window: how far back a token sees, itself included; as far ahead where the layer is not causal.
         softcap: tanh bound on the scores (Gemma 2).
         unused: what other implementations take.
 
@@ -133,9 +139,22 @@ def packed_attention(  # noqa: PLR0913 - the signature is that of transformers' 
     if pack is None:
         length = query.shape[2]
         pack = _whole_row(length, query.device)
+    seen = _Sight(bool(getattr(module, "is_causal", True)), sliding_window)
     if _varlen_fits(query, dropout, softcap):
-        return _varlen(query, key, value, pack, scaling, sliding_window), None
-    return _grouped(query, key, value, pack, scaling, dropout, sliding_window, softcap), None
+        return _varlen(query, key, value, pack, scaling, seen), None
+    return _grouped(query, key, value, pack, scaling, dropout, seen, softcap), None
+
+
+@dataclass(frozen=True)
+class _Sight:
+    """Which tokens of its document a token sees: those before it, or all, within a window or not."""
+
+    causal: bool
+    window: int | None
+
+    def banded(self, length: int) -> bool:
+        """Whether the window hides anything of a document of this length."""
+        return self.window is not None and self.window < length
 
 
 @cache
@@ -156,12 +175,13 @@ def _varlen_fits(query: Tensor, dropout: float, softcap: float | None) -> bool:
 
 
 def _varlen(
-    query: Tensor, key: Tensor, value: Tensor, pack: PackLayout, scaling: float | None, sliding_window: int | None
+    query: Tensor, key: Tensor, value: Tensor, pack: PackLayout, scaling: float | None, sight: _Sight
 ) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
     rows = [tensor[0].transpose(0, 1).to(query.dtype) for tensor in (query, key, value)]
-    window = (sliding_window - 1, 0) if sliding_window else (-1, 0)
+    reach = sight.window - 1 if sight.window else -1
+    window = (reach, 0 if sight.causal else reach)
     starts, longest = pack.starts_D1, pack.longest
     extra: dict[str, Any] = {} if rows[0].shape[1] == rows[1].shape[1] or _old_varlen() else {"enable_gqa": True}
     out: Any = varlen_attn(
@@ -185,7 +205,7 @@ def _grouped(
     pack: PackLayout,
     scaling: float | None,
     dropout: float,
-    sliding_window: int | None,
+    sight: _Sight,
     softcap: float | None,
 ) -> Tensor:
     num_heads, width = query.shape[1], query.shape[3]
@@ -199,7 +219,8 @@ def _grouped(
         )
         if k.shape[1] != num_heads:
             k, v = (tensor.repeat_interleave(num_heads // tensor.shape[1], dim=1) for tensor in (k, v))
-        out = _causal(q, k, v, scaling, dropout, sliding_window, softcap)
+        lengths_N = None if sight.causal else group.lengths_N
+        out = _attend(q, k, v, scaling, dropout, sight, softcap, lengths_N)
         pieces.append(out.transpose(1, 2).reshape(count * longest, num_heads, width).index_select(0, group.real_R))
     joined = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
     if pack.order_T is not None:
@@ -207,25 +228,34 @@ def _grouped(
     return joined.unsqueeze(0)
 
 
-def _causal(
+def _attend(
     q: Tensor,
     k: Tensor,
     v: Tensor,
     scaling: float | None,
     dropout: float,
-    sliding_window: int | None,
+    sight: _Sight,
     softcap: float | None,
+    lengths_N: Tensor | None,
 ) -> Tensor:
-    """Causal attention over a rectangle ``[N, H, L, D]``; the cells behind a document's end are dropped by the caller."""
+    """Attention over a rectangle ``[N, H, L, D]``; what cells behind a document's end give is dropped by the caller.
+
+    A causal layer never looks behind the end of a document; to one that is not causal ``lengths_N`` says where it is, or
+    nothing where all documents are as long as the rectangle.
+    """
     length = q.shape[2]
-    banded = sliding_window is not None and sliding_window < length
-    if softcap is None and not banded:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, dropout_p=dropout)
+    banded = sight.banded(length)
+    if softcap is None and not banded and lengths_N is None:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=sight.causal, scale=scaling, dropout_p=dropout)
     place = torch.arange(length, device=q.device)
     distance = place[:, None] - place[None, :]
-    seen = distance >= 0
-    if banded and sliding_window is not None:
-        seen &= distance < sliding_window
+    seen = distance >= 0 if sight.causal else torch.ones_like(distance, dtype=torch.bool)
+    if banded and sight.window is not None:
+        seen &= distance.abs() < sight.window
+    if lengths_N is not None:  # a cell behind the end sees the first token, so that no row of the softmax is empty
+        within_NL = place[None, :] < lengths_N[:, None]
+        seen = (seen[None] & within_NL[:, None, :])[:, None]
+        seen[..., 0] |= ~within_NL[:, None]
     if softcap is None:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scaling, dropout_p=dropout)
     scores = q @ k.transpose(-1, -2) * (scaling if scaling is not None else 1 / math.sqrt(q.shape[-1]))

@@ -47,6 +47,27 @@ class CausalLM(nn.Module):
         """From here on passes in training mode read their tokens with noise (NEFTune)."""
         self.noise = EmbeddingNoise(self.hf.get_input_embeddings(), alpha)
 
+    def base(self) -> Any:
+        """The model without its language head."""
+        return getattr(self.hf, self.hf.base_model_prefix)
+
+    @property
+    def is_headless(self) -> bool:
+        """Whether the language head was dropped."""
+        return self.hf.get_output_embeddings() is None
+
+    def drop_head(self) -> None:
+        """Take away the language head, so that nothing trains, adapts or saves it."""
+        for name, _ in list(self.hf.named_children()):
+            if name != self.hf.base_model_prefix:
+                setattr(self.hf, name, None)
+        self.hf.get_output_embeddings = lambda: None
+
+    def train(self, mode: bool = True) -> CausalLM:
+        """Set the mode of the layers; a base that is frozen whole stays in evaluation mode, since nothing learns from noise."""
+        super().train(mode and any(parameter.requires_grad for parameter in self.parameters()))
+        return self
+
     def recompute_activations(self) -> None:
         """Keep only each layer's input and run the layer again in the backward pass."""
         enable = getattr(self.hf, "activation_checkpointing_enable", None) or self.hf.gradient_checkpointing_enable
@@ -74,36 +95,51 @@ class CausalLM(nn.Module):
         cap = getattr(config, "final_logit_softcapping", None)
         return Head(layer.weight, getattr(layer, "bias", None), scale, cap, trained_rows(layer))
 
-    def hidden(self, batch: Batch) -> Tensor:
-        """Last hidden states ``[T, H]`` of a pack."""
-        base = getattr(self.hf, self.hf.base_model_prefix)
+    def hidden(self, batch: Batch, layer: int | None = None) -> Tensor:
+        """Hidden states ``[T, H]`` of a pack: behind the final norm, or of layer ``layer`` where 0 is the embedding."""
         pack = layout_of(batch.starts_D1, batch.lengths)
         if self.noise is not None:
             self.noise.lengths = batch.lengths if self.training else None
-        result = base(
-            input_ids=batch.input_ids_T[None], position_ids=batch.positions_T[None], use_cache=False, pack=pack
-        )
+        result = self.base()(
+            **self._inputs(batch.input_ids_T[None], batch.positions_T[None]), pack=pack,
+            output_hidden_states=layer is not None,
+        )  # fmt: skip
         if self.noise is not None:  # generation reads the same embedding
             self.noise.lengths = None
-        hidden_TH: Tensor = result.last_hidden_state[0]
+        hidden_TH: Tensor = (result.last_hidden_state if layer is None else result.hidden_states[layer])[0]
         return hidden_TH
 
-    def forward(self, batch: Batch, want: Collection[str] = ("logprob",), against: Tensor | None = None) -> Outputs:
+    def _inputs(self, ids: Tensor, positions: Tensor) -> dict[str, Any]:
+        """What the base's forward takes."""
+        return {"input_ids": ids, "position_ids": positions, "use_cache": False}
+
+    def _before_head(self, hidden_SH: Tensor) -> Tensor:
+        """What the fused head reads."""
+        return hidden_SH
+
+    def forward(
+        self,
+        batch: Batch,
+        want: Collection[str] = ("logprob",),
+        against: Tensor | None = None,
+        layer: int | None = None,
+    ) -> Outputs:
         """Run the pack.
 
         Args:
             batch: the pack, on the model's device.
             want: any of ``logprob``, ``mean_logprob``, ``entropy``, ``correct``, ``hidden``, ``divergence``.
             against: hidden states ``[T, H]`` of another pass over the pack, which ``divergence`` is measured from.
+            layer: whose output ``hidden`` is, where nothing else is wanted; None is the last.
 
         Returns:
             What was wanted; log-probabilities in fp32 nats at scored positions.
         """
-        hidden_TH = self.hidden(batch)
+        hidden_TH = self.hidden(batch, layer)
         if set(want) <= {"hidden"}:
             return Outputs(hidden_TH=hidden_TH)
         more = "entropy" in want or "correct" in want
-        scored_SH = hidden_TH.index_select(0, batch.scored_S)
+        scored_SH = self._before_head(hidden_TH.index_select(0, batch.scored_S))
         mean = "mean_logprob" in want
         scored = token_logprob(scored_SH, self.head(), batch.targets_S, want_more=more, want_mean=mean)
         return Outputs(
@@ -142,10 +178,14 @@ class CausalLM(nn.Module):
         )  # fmt: skip
         training = self.hf.training
         self.hf.eval()
-        ours_TV = self.head().logits(self.hidden(batch))
+        hidden_TH = self.hidden(batch)
+        ours_TV = hidden_TH.float() if self.is_headless else self.head().logits(hidden_TH)
         self.hf.train(training)
         with self.plain_attention() as hf:
-            theirs_TV = hf(input_ids=ids_T[None], use_cache=False).logits[0].float()
+            if self.is_headless:
+                theirs_TV = self.base()(input_ids=ids_T[None], use_cache=False).last_hidden_state[0].float()
+            else:
+                theirs_TV = hf(input_ids=ids_T[None], use_cache=False).logits[0].float()
         if not bool(theirs_TV.isfinite().all()):
             raise ModelError(
                 "the model's weights give values that are not finite",

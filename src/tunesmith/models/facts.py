@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,16 @@ _SHORT_TYPES = {"F32": "fp32", "BF16": "bf16", "F16": "fp16"}
 _BASE_PREFIX = {
     "gpt2": "transformer", "gpt_neo": "transformer", "gptj": "transformer", "codegen": "transformer",
     "bloom": "transformer", "falcon": "transformer", "gpt_neox": "gpt_neox",
+    "bert": "bert", "roberta": "roberta", "xlm-roberta": "roberta", "camembert": "roberta",
 }  # fmt: skip
+ENCODERS = frozenset({"bert", "roberta", "xlm-roberta", "camembert", "modernbert"})
+"""Model types that read in both directions and that the encoders' facade knows."""
+_POSITIONS_AFTER_PADDING = frozenset({"roberta", "xlm-roberta", "camembert"})
+"""Encoders whose first position is the one after the padding token's id."""
 _UNSTATED_CONTEXT = 2048
+_HEAD_WEIGHT = re.compile(r"^[^.]+\.weight$|\.decoder\.weight$")
+"""The matrix of a language head that a tied embedding stands in for; encoders have other layers in theirs."""
+_TIED_BIASES = ("predictions.decoder.bias", "lm_head.decoder.bias")
 
 
 @dataclass(frozen=True)
@@ -33,6 +42,7 @@ class ModelFacts:
     ``num_parameters`` counts each parameter once. ``dtype`` is ``fp32``, ``bf16`` or ``fp16``, that of most bytes.
     ``embedding_rows`` is what a token id may reach at most, minus one. ``dropped_fields`` of config.json are not obeyed.
     ``dropout`` maps the kinds that the family has (``attention``, ``hidden``, ``embedding``) to the configuration's rates.
+    ``headless`` where the language head is left out of all this.
     """
 
     architecture: str
@@ -57,6 +67,22 @@ class ModelFacts:
     tensors: Mapping[str, tuple[int, ...]]
     dropped_fields: tuple[str, ...]
     dropout: Mapping[str, float] = field(default_factory=dict)
+    headless: bool = False
+
+    @property
+    def is_encoder(self) -> bool:
+        """Whether each token sees those before and those behind it."""
+        return self.model_type in ENCODERS and not self.is_causal_lm
+
+    @property
+    def logit_rows(self) -> int:
+        """Tokens that the language head tells apart; 1 where there is none."""
+        return 1 if self.headless else self.embedding_rows
+
+    @property
+    def base_prefix(self) -> str:
+        """First part of the names of the base model's own parameters."""
+        return _BASE_PREFIX.get(self.model_type, "model")
 
     @property
     def is_causal_lm(self) -> bool:
@@ -107,7 +133,7 @@ def read_facts(folder: Path) -> ModelFacts:
         intermediate_size=size.get("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size") or 4 * hidden,
         vocab_size=vocabulary,
         embedding_rows=rows,
-        context=context or _UNSTATED_CONTEXT,
+        context=(context or _UNSTATED_CONTEXT) - _lost_positions(config, model_type),
         context_stated=context is not None,
         tied=tied,
         dtype=_main_dtype(kept),
@@ -120,6 +146,21 @@ def read_facts(folder: Path) -> ModelFacts:
     )
     _check_together(folder, facts)
     return facts
+
+
+def headless(facts: ModelFacts) -> ModelFacts:
+    """The same model without its language head, as a head of another kind reads it."""
+    kept = {name: shape for name, shape in facts.tensors.items() if name.startswith(f"{facts.base_prefix}.")}
+    left = sum(prod(shape) for shape in kept.values())
+    share = left / facts.num_parameters if facts.num_parameters else 1.0
+    return replace(
+        facts,
+        tensors=kept,
+        num_parameters=left,
+        weights_bytes=round(facts.weights_bytes * share),
+        tied=False,
+        headless=True,
+    )
 
 
 def _architecture(config: Mapping[str, Any]) -> str:
@@ -166,6 +207,14 @@ def _kv_heads(config: Mapping[str, Any], size: _Sizes, heads: int) -> int:
     return size.get("num_key_value_heads", "num_kv_heads") or heads
 
 
+def _lost_positions(config: Mapping[str, Any], model_type: str) -> int:
+    """Rows of the position embedding that no token of a text ever has."""
+    if model_type not in _POSITIONS_AFTER_PADDING:
+        return 0
+    pad = config.get("pad_token_id")
+    return (pad if isinstance(pad, int) and not isinstance(pad, bool) else 1) + 1
+
+
 def _is_tied(config: Mapping[str, Any], stored: Mapping[str, TensorInfo]) -> bool:
     """What config.json says; where it is silent a file without a head means tied, as transformers saves it."""
     stated = config.get("tie_word_embeddings")
@@ -181,7 +230,7 @@ def _parameters(stored: Mapping[str, TensorInfo], model_type: str, tied: bool) -
     kept: dict[str, TensorInfo] = {}
     for name, item in stored.items():
         is_causal_mask = name.endswith(("attn.bias", "attention.bias")) and len(item.shape) == 4
-        is_tied_copy = tied and names.is_head(name) and name.endswith("weight")
+        is_tied_copy = (tied and names.is_head(name) and _HEAD_WEIGHT.search(name)) or name.endswith(_TIED_BIASES)
         if is_causal_mask or is_tied_copy or _BUFFERS.search(name):
             continue
         kept[f"{prefix}.{name}" if bare and not names.is_head(name) else name] = item

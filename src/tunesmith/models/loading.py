@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 from transformers import __version__ as transformers_version
 from transformers.utils import logging as transformers_logging
 
@@ -20,6 +20,7 @@ from tunesmith.errors import ModelError
 from tunesmith.models import config_file, quantised
 from tunesmith.models.causal_lm import CausalLM
 from tunesmith.models.dropout import dropout_keys
+from tunesmith.models.encoder_lm import EncoderLM
 from tunesmith.models.facts import read_facts
 from tunesmith.models.weights import INDEX, SINGLE, weight_files
 
@@ -68,8 +69,9 @@ def load_model(
     check: bool = True,
     dropout: Mapping[str, float] | None = None,
     quantise: str = "none",
+    headless: bool = False,
 ) -> CausalLM:
-    """Load a causal language model from a folder in Hugging Face layout.
+    """Load a language model from a folder in Hugging Face layout: a causal one, or an encoder.
 
     Args:
         folder: holds config.json and safetensors.
@@ -78,17 +80,19 @@ def load_model(
         check: compare the facade with the model's own forward (milliseconds for small models).
         dropout: rates in training that replace the configuration's, by kind.
         quantise: how the linear layers hold their weights: ``none`` or one of ``quantised.KINDS``.
+        headless: leave the language head out, which the folder then need not have.
 
     Raises:
         ModelError: what ``quantise`` needs is not installed; no such architecture, missing or unexpected weights, unknown logits.
     """
     facts = read_facts(folder)
+    kind = AutoModelForMaskedLM if facts.is_encoder else AutoModelForCausalLM
     config = read_config(folder, dropout)
     _quiet()
     try:
-        _refuse_larger(config, facts.num_parameters, folder)
+        _refuse_larger(config, kind, facts.num_parameters, folder)
         with _weights_alone(folder) as beside:
-            hf, report = AutoModelForCausalLM.from_pretrained(
+            hf, report = kind.from_pretrained(
                 beside,
                 config=config,
                 dtype=dtype if quantise == "none" else DTYPES[facts.dtype],
@@ -104,7 +108,7 @@ def load_model(
     except Exception as error:  # the classes of transformers fail on wrong values in every way there is
         raise ModelError(f"the model does not load: {_first(error)}", where=str(folder), hint=_BELONG) from error
     hf.name_or_path = hf.config.name_or_path = str(folder)
-    _refuse_other_weights(hf, report, folder)
+    _refuse_other_weights(hf, report, folder, headless=headless)
     if quantise == "none":
         hf.to(device)
         _check_weights(hf, folder)
@@ -115,14 +119,16 @@ def load_model(
             parameter.data = parameter.data.to(dtype)
         hf.to(device)
     hf.config.use_cache = False
-    model = CausalLM(hf)
+    model = EncoderLM(hf) if facts.is_encoder else CausalLM(hf)
+    if headless:
+        model.drop_head()
     if check:
         model.check_facade(where=str(folder))
     return model
 
 
-def _refuse_other_weights(hf: Any, report: Mapping[str, Any], folder: Path) -> None:
-    """Refuse weights of another shape than config.json says, and missing ones.
+def _refuse_other_weights(hf: Any, report: Mapping[str, Any], folder: Path, *, headless: bool) -> None:
+    """Refuse weights of another shape than config.json says, and missing ones but for a head that is left out.
 
     Raises:
         ModelError: names the first.
@@ -135,7 +141,11 @@ def _refuse_other_weights(hf: Any, report: Mapping[str, Any], folder: Path) -> N
             where=str(folder / "config.json"),
             hint=_BELONG,
         )
-    missing = sorted(name for name in report.get("missing_keys", ()) if not _is_tied(hf, name))
+    missing = sorted(
+        name
+        for name in report.get("missing_keys", ())
+        if not _is_tied(hf, name) and (not headless or name.startswith(f"{hf.base_model_prefix}."))
+    )
     if missing:
         raise ModelError(
             f"{len(missing)} weights are missing from the model's files, the first is `{missing[0]}`",
@@ -163,13 +173,13 @@ def _check_weights(hf: Any, folder: Path) -> None:
             )
 
 
-def _refuse_larger(config: Any, stored: int, folder: Path) -> None:
+def _refuse_larger(config: Any, kind: Any, stored: int, folder: Path) -> None:
     """Refuse a config that describes much more than the files hold: what is missing would be filled in, in memory.
 
     The module is built without memory for its tensors, and counted.
     """
     with torch.device("meta"):
-        skeleton = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
+        skeleton = kind.from_config(config, dtype=torch.float32, trust_remote_code=False)
     described = sum(item.numel() for item in {id(item): item for item in skeleton.parameters()}.values())
     buffers = sum(item.numel() for item in skeleton.buffers())
     if described > _MOST_GROWTH * stored + _FREE_ELEMENTS or buffers > stored + _FREE_ELEMENTS:

@@ -17,6 +17,7 @@ from tunesmith.files import canonical_json, sha256_of
 from tunesmith.foreign import LARGE_BYTES, read_object
 from tunesmith.models.config_file import obeyed, read_config
 from tunesmith.models.facts import read_facts
+from tunesmith.models.head_shape import has_head
 from tunesmith.models.links import refuse_links_out
 from tunesmith.models.weights import weight_files
 
@@ -58,11 +59,13 @@ class ModelRef:
     """What MODEL on a command line means: weights, perhaps an adapter on them, perhaps the run they came from.
 
     A run that trained weights of the base has them in ``RUN/model``, which is then ``base``; ``adapter`` is None.
+    ``head`` is the folder that describes a head on the model.
     """
 
     base: ModelFolder
     adapter: Path | None = None
     run: Path | None = None
+    head: Path | None = None
 
 
 def locate(name: str, folder: Path = Path()) -> ModelFolder:
@@ -103,8 +106,8 @@ def open_model(text: str) -> ModelRef:
         return _open_run(path)
     if (path / "adapter_config.json").is_file():
         _refuse_both(path)
-        return ModelRef(_base_of_adapter(path), adapter=path)
-    return ModelRef(locate(text))
+        return ModelRef(_base_of_adapter(path), adapter=path, head=_head_in(path))
+    return ModelRef(locate(text), head=_head_in(path))
 
 
 def check_weights(path: Path) -> None:
@@ -260,7 +263,9 @@ def _base_of_adapter(path: Path) -> ModelFolder:
 def _open_run(path: Path) -> ModelRef:
     """The result of a run; its base is where the plan found it, else where the recipe names it."""
     if (path / "model" / "config.json").is_file():
-        return ModelRef(ModelFolder(path / "model", str(path / "model")), run=path)
+        return ModelRef(ModelFolder(path / "model", str(path / "model")), run=path, head=_head_in(path / "model"))
+    if _head_in(path / "head"):
+        return ModelRef(base_of_run(path), run=path, head=path / "head")
     adapter = path / "adapter"
     if not adapter.is_dir():
         raise RunError(
@@ -268,7 +273,11 @@ def _open_run(path: Path) -> ModelRef:
             where=str(path),
             hint="finish it: the same `tunesmith train` call resumes",
         )
-    return ModelRef(base_of_run(path), adapter=adapter, run=path)
+    return ModelRef(base_of_run(path), adapter=adapter, run=path, head=_head_in(adapter))
+
+
+def _head_in(path: Path) -> Path | None:
+    return path if has_head(path) else None
 
 
 def base_of_run(path: Path) -> ModelFolder:

@@ -32,7 +32,18 @@ _ATTENTION = frozenset(
     ]
 )
 _FEED_FORWARD_PARENTS = frozenset(
-    ["mlp", "ffn", "feed_forward", "feedforward", "experts", "shared_expert", "shared_experts", "block_sparse_moe"]
+    [
+        "mlp",
+        "ffn",
+        "feed_forward",
+        "feedforward",
+        "experts",
+        "shared_expert",
+        "shared_experts",
+        "block_sparse_moe",
+        "intermediate",
+        "output",
+    ]
 )
 _FEED_FORWARD = frozenset(
     [
@@ -58,7 +69,7 @@ _FEED_FORWARD = frozenset(
 )
 _ROUTERS = frozenset(("gate", "router", "shared_expert_gate"))
 _EMBEDDINGS = frozenset(("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings"))
-_POSITIONS = frozenset(("wpe", "embed_positions", "position_embeddings"))
+_POSITIONS = frozenset(("wpe", "embed_positions", "position_embeddings", "token_type_embeddings"))
 _HEADS = frozenset(("lm_head", "embed_out"))
 _NORM = re.compile(r"norm|(?:^|_)ln(?:_|$)|^ln\d?$")
 
@@ -113,7 +124,7 @@ def in_feed_forward(module: str) -> bool:
 def is_norm(parameter: str) -> bool:
     """Whether a parameter (weight or bias) belongs to a normalisation."""
     parts = parameter.split(".")
-    return len(parts) >= 2 and _NORM.search(parts[-2]) is not None
+    return len(parts) >= 2 and _NORM.search(parts[-2].lower()) is not None
 
 
 def is_bias(parameter: str) -> bool:
@@ -127,7 +138,7 @@ def is_embedding(parameter: str) -> bool:
 
 
 def is_position_embedding(parameter: str) -> bool:
-    """Whether a parameter is a learnt embedding of positions."""
+    """Whether a parameter is a learnt embedding of positions or of segments."""
     return not _POSITIONS.isdisjoint(parameter.split("."))
 
 

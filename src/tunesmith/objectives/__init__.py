@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from tunesmith.models.head_shape import HeadShape
+from tunesmith.objectives.headed import Headed
 from tunesmith.objectives.next_token import NextToken
+from tunesmith.recipe.heads import ClassifySection, HeadedSection
 from tunesmith.recipe.objectives import ClmSection, NextTokenSection, SftSection
 from tunesmith.recipe.section import Section
 from tunesmith.types import Objective
@@ -17,9 +20,25 @@ def _next_token(section: NextTokenSection) -> Objective:
     )
 
 
-OBJECTIVES: dict[type[Section], Callable[[Any], Objective]] = {SftSection: _next_token, ClmSection: _next_token}
+OBJECTIVES: dict[type[Section], Callable[[Any], Any]] = {
+    SftSection: _next_token,
+    ClmSection: _next_token,
+    ClassifySection: lambda section: Headed,
+}
+"""Section type -> objective; of a headed section the class that takes the head's shape."""
 
 
-def build(section: Section) -> Objective:
-    """Build the objective that a recipe's section names."""
-    return OBJECTIVES[type(section)](section)
+def build(section: Section, shape: HeadShape | None = None, seed: int = 0) -> Objective:
+    """Build the objective that a recipe's section names.
+
+    Args:
+        section: of the recipe.
+        shape: of the head, for sections that have one.
+        seed: of the head's random start.
+    """
+    built: Any = OBJECTIVES[type(section)](section)
+    if not isinstance(section, HeadedSection):
+        return built  # type: ignore[no-any-return]
+    if shape is None:
+        raise AssertionError("a headed objective needs the shape of its head")
+    return built(shape, seed, section.rate_factor)  # type: ignore[no-any-return]

@@ -70,7 +70,7 @@ def flops_per_token(facts: ModelFacts, scope: Scope, settings: Settings, attende
         for name, size in scope.trained.items()
         if names.layer_index(name) is not None and len(facts.tensors[name]) >= 2
     )
-    head = facts.hidden_size * facts.embedding_rows
+    head = facts.hidden_size * facts.logit_rows
     head_trains = any(names.is_head(name) or (facts.tied and names.is_embedding(name)) for name in scope.trained)
     adapters = 6.0 * scope.num_adapter + (2.0 * scope.num_adapter if settings.recompute else 0.0)
     return TokenFlops(forward + backward + 2.0 * trained + adapters, (8.0 if head_trains else 4.0) * head)

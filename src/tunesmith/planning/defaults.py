@@ -8,6 +8,8 @@ from tunesmith.errors import HardwareMissing, RecipeError
 from tunesmith.models.facts import ModelFacts
 from tunesmith.planning.machine import Machine
 from tunesmith.planning.settings import Counts, Derived
+from tunesmith.recipe.adapters import HeadOnlySection
+from tunesmith.recipe.heads import HeadedSection
 from tunesmith.recipe.low_rank import AddedSection
 from tunesmith.recipe.objectives import ClmSection
 from tunesmith.recipe.root import Recipe
@@ -16,6 +18,7 @@ CONTEXT_LIMIT = 4096
 DEFAULT_EPOCHS = 3.0
 _LORA_RATE, _LORA_WIDTH, _LORA_POWER = 5e-4, 2000.0, 0.781
 _SGD_RATE = 0.01
+_HEAD_RATE = 5e-3
 _NARROW = 1024
 _BF16_CAPABILITY = (8, 0)
 _SLANT_CUT = 0.1
@@ -50,6 +53,8 @@ def derive_overlong(recipe: Recipe) -> Derived[str]:
     """What happens to examples longer than the context."""
     if recipe.data.overlong is not None:
         return Derived.given(recipe.data.overlong)
+    if isinstance(recipe.objective, HeadedSection):
+        return Derived("error", "a text that is cut may lose what its label is about: refuse and name the rows")
     if isinstance(recipe.objective, ClmSection):
         return Derived("split", "plain documents become windows without loss of text")
     return Derived("error", "a conversation that is cut loses its answer: refuse and name the rows")
@@ -65,6 +70,8 @@ def derive_rate(recipe: Recipe, facts: ModelFacts) -> Derived[float]:
     width = facts.hidden_size
     lora = _LORA_RATE * (_LORA_WIDTH / width) ** _LORA_POWER
     rule = f"5e-4 · (2000/{width})^0.781"
+    if isinstance(recipe.adapter, HeadOnlySection):
+        return Derived(_HEAD_RATE, "usual for a head alone with AdamW, whatever the width")
     if isinstance(recipe.adapter, AddedSection):
         return Derived(round_to(lora), f"LoRA's rule by width: {rule} (Schulman et al. 2025)")
     if width > _NARROW:
@@ -174,6 +181,8 @@ def derive_weights_dtype(recipe: Recipe, precision: str) -> Derived[str]:
     if precision == "fp32":
         return Derived("fp32", "as the precision")
     adapter = recipe.adapter
+    if isinstance(adapter, HeadOnlySection):
+        return Derived(precision, "the base is frozen and kept in the precision of the pass; the head is fp32")
     if not isinstance(adapter, AddedSection) or adapter.also_train:
         return Derived(
             "fp32", f"weights of the base train and are kept in fp32; {precision} copies are cast for each pass"

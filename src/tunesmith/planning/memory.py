@@ -235,7 +235,7 @@ def _activation_bytes(facts: ModelFacts, scope: Scope, settings: Settings) -> tu
 
 def _head_bytes(facts: ModelFacts, scope: Scope, settings: Settings, scored_share: float) -> tuple[int, int]:
     """Bytes of logits in flight, and of what the head keeps beside them."""
-    rows = facts.embedding_rows
+    rows = facts.logit_rows
     scored = max(1, int(settings.atom_tokens * min(1.0, scored_share)))
     logits = _LIVE_LOGITS * 4 * rows * min(scored, max(1, _CHUNK_LOGITS // rows))
     kept = 2 * TYPE_BYTES[settings.precision] * facts.hidden_size * scored

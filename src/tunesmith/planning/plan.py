@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tunesmith.data.rendering import Renderer, make_renderer
-from tunesmith.errors import ModelError, RunError
+from tunesmith.data.renderers import make_renderer
+from tunesmith.data.rendering import Renderer
+from tunesmith.errors import RunError
 from tunesmith.files import read_json
-from tunesmith.models.facts import ModelFacts, read_facts
-from tunesmith.models.locate import ModelFolder, check_weights, locate
+from tunesmith.models.facts import ModelFacts
+from tunesmith.models.locate import ModelFolder
 from tunesmith.planning import defaults, memory, speeds
+from tunesmith.planning.base import num_head, open_base
 from tunesmith.planning.bottleneck import bottleneck_values
 from tunesmith.planning.cost import Time, disk_bytes, energy, passes, price, run_time
 from tunesmith.planning.dropout import dropout_notes
@@ -173,12 +175,12 @@ def make_plan(
         DataError: a data file is wrong.
         HardwareMissing: the recipe asks for hardware that is not here.
     """
-    folder, facts = _open_base(recipe)
+    folder, facts = open_base(recipe)
     machine = machine or detect(recipe.machine)
     context = defaults.derive_context(recipe, facts)
     settled, tokens, counts, said = _read_sources(recipe, facts, folder, context, renderer, counts)
     require_dropout(recipe, facts)
-    scope, num_passes = scope_of(facts, settled.adapter), passes_of_a_step(recipe)
+    scope, num_passes = scope_of(facts, settled.adapter, num_head(recipe, facts, counts)), passes_of_a_step(recipe)
     notes = [*_model_notes(facts), *said, *_count_notes(counts), *wide_rank_notes(facts, scope), *loss_notes(recipe)]
     settings, values = settle(recipe, facts, machine, counts, context)
     values |= tokens | bottleneck_values(recipe, facts) | freezing_values(recipe, facts, scope, settings)
@@ -186,7 +188,7 @@ def make_plan(
     settings, needed, values["training.atom_tokens"], values["training.recompute"] = fit_to_memory(
         facts, scope, settings, counts, machine.available_bytes, recipe.training.recompute, num_passes=num_passes
     )
-    notes += [*early_stopping_notes(recipe, settings), *([] if needed.fits else [_does_not_fit(needed, settings)])]
+    notes += early_stopping_notes(recipe, settings) + ([] if needed.fits else [_does_not_fit(needed, settings)])
     flops = num_passes * frozen_flops(recipe, facts, scope, settings, counts)
     key = SpeedKey(machine.fingerprint, machine.device, settings.precision, facts.shape_name, scope.kind)
     time = _time(recipe, key, flops, counts, notes, speeds_file)
@@ -197,7 +199,7 @@ def make_plan(
         model=_model(facts, folder),
         machine=machine,
         values=values,
-        parameters=trainable_parameters(facts, settled.adapter),
+        parameters=trainable_parameters(facts, settled.adapter, scope.head),
         memory=needed,
         disk=dict(disk_bytes(facts, scope, settings, counts, recipe.training.early_stopping is not None)),
         data=counts,
@@ -304,19 +306,6 @@ def _model(facts: ModelFacts, folder: ModelFolder) -> dict[str, Any]:
         "name": folder.name, "path": str(folder.path), "embedded": folder.embedded, "architecture": facts.architecture,
         "shape": facts.shape_name, "parameters": facts.num_parameters, "bytes": facts.weights_bytes, "dtype": facts.dtype,
     }  # fmt: skip
-
-
-def _open_base(recipe: Recipe) -> tuple[ModelFolder, ModelFacts]:
-    folder = locate(recipe.model.name, recipe.folder)
-    check_weights(folder.path)
-    facts = read_facts(folder.path)
-    if not facts.is_causal_lm:
-        raise ModelError(
-            f"`{facts.architecture}` is not a causal language model, which `sft` and `clm` need",
-            where=str(folder.path / "config.json"),
-            hint="give a model whose architecture ends in ForCausalLM",
-        )
-    return folder, facts
 
 
 def _model_notes(facts: ModelFacts) -> list[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import sqrt
 from typing import NamedTuple, Protocol
 
@@ -154,7 +154,8 @@ def estimate_counts(recipe: Recipe, renderer: Renders, context: int) -> Counts:
         _add_source(total, parts, source.section, sampled.scale, kept_share)
         for _, tally in parts:
             _merge(merged, tally)
-    return _counts(total, merged, notes, recipe, context)
+    found = _counts(total, merged, notes, recipe, context)
+    return replace(found, labels=len(getattr(renderer, "seen", ())))
 
 
 def _held_out(recipe: Recipe) -> float:

@@ -11,7 +11,7 @@ from tunesmith.errors import RecipeError
 from tunesmith.models import names
 from tunesmith.models.blocks import bottleneck_parts
 from tunesmith.models.facts import ModelFacts
-from tunesmith.recipe.adapters import PARTIAL_CHOICES, AdapterSection, FullSection, PartialSection
+from tunesmith.recipe.adapters import PARTIAL_CHOICES, AdapterSection, FullSection, HeadOnlySection, PartialSection
 from tunesmith.recipe.bottleneck import BottleneckPart, BottleneckSection
 from tunesmith.recipe.low_rank import AddedSection, GraloraSection, LoraSection, LowRankSection
 
@@ -41,6 +41,7 @@ class Scope:
         dropout: on the inputs of the adapters.
         rows: matrices of which single rows train -> elements of those rows.
         first_layer: lowest layer that a gradient must pass; the number of layers when only what follows them trains.
+        head: elements of a head that the objective puts on the model.
     """
 
     kind: str
@@ -50,11 +51,12 @@ class Scope:
     dropout: float
     first_layer: int
     rows: Mapping[str, int] = field(default_factory=dict)
+    head: int = 0
 
     @property
     def num_trainable(self) -> int:
-        """Elements that train, of base, adapters and single rows."""
-        return sum(self.trained.values()) + self.num_adapter + sum(self.rows.values())
+        """Elements that train, of base, adapters, single rows and head."""
+        return sum(self.trained.values()) + self.num_adapter + sum(self.rows.values()) + self.head
 
     @property
     def num_adapter(self) -> int:
@@ -62,18 +64,18 @@ class Scope:
         return sum(self.adapted.values())
 
 
-def trainable_parameters(facts: ModelFacts, section: AdapterSection) -> TrainableCount:
-    """Count what trains.
+def trainable_parameters(facts: ModelFacts, section: AdapterSection, head: int = 0) -> TrainableCount:
+    """Count what trains; ``head`` are the elements of the objective's own head.
 
     Raises:
         RecipeError: a pattern matches nothing, or nothing trains.
     """
-    count = scope_of(facts, section).num_trainable
+    count = scope_of(facts, section, head).num_trainable
     return TrainableCount(facts.num_parameters, count, count / facts.num_parameters)
 
 
-def scope_of(facts: ModelFacts, section: AdapterSection) -> Scope:
-    """Resolve the adapter section against the names of a model.
+def scope_of(facts: ModelFacts, section: AdapterSection, head: int = 0) -> Scope:
+    """Resolve the adapter section against the names of a model; ``head`` are the elements of the objective's own head.
 
     Raises:
         RecipeError: a pattern matches nothing (the message lists what there is), more layers than the model has, or
@@ -86,6 +88,8 @@ def scope_of(facts: ModelFacts, section: AdapterSection) -> Scope:
     elif isinstance(section, PartialSection):
         chosen = _partial(facts, section)
         adapted = {}
+    elif isinstance(section, HeadOnlySection):
+        chosen, adapted = _nothing(head), {}
     elif isinstance(section, BottleneckSection):
         chosen = set(_matching(section.also_train, facts, "adapter.also_train"))
         parts = bottleneck_parts(facts.tensors, section, facts.hidden_size)
@@ -95,7 +99,7 @@ def scope_of(facts: ModelFacts, section: AdapterSection) -> Scope:
         chosen = set(_matching(section.also_train, facts, "adapter.also_train"))
         adapted = {name: _part_size(facts, section, name) for name in lora_targets(facts, section.targets)}
         kept, dropout = _widest(section), section.dropout
-    if not chosen and not adapted:
+    if not chosen and not adapted and not isinstance(section, HeadOnlySection):
         raise RecipeError(
             "nothing would train",
             where="adapter",
@@ -110,7 +114,24 @@ def scope_of(facts: ModelFacts, section: AdapterSection) -> Scope:
         dropout=dropout,
         first_layer=first_layer(facts, [*chosen, *adapted, *rows]),
         rows=rows,
+        head=head,
     )
+
+
+def _nothing(head: int) -> set[str]:
+    """What of the base trains under ``head``.
+
+    Raises:
+        RecipeError: the objective has no head.
+    """
+    if not head:
+        raise RecipeError(
+            "nothing would train: `adapter: {type: head}` trains the head of an objective, and this objective has none",
+            where="adapter.type",
+            hint="set `objective: {type: classify}`, or another adapter; the language head trains with "
+            "`adapter: {type: partial, head: true}`",
+        )
+    return set()
 
 
 def wide_rank_notes(facts: ModelFacts, scope: Scope) -> list[str]:

@@ -98,6 +98,7 @@ class Counts:
         stored_tokens: tokens of all splits in the cache; 0 when unknown.
         sampled: examples that the estimate rests on; 0 when exact.
         notes: sentences to say aloud.
+        labels: distinct labels of the training rows; 0 where there are none, or they are not known.
     """
 
     rows: int
@@ -111,6 +112,7 @@ class Counts:
     stored_tokens: int = 0
     sampled: int = 0
     notes: tuple[str, ...] = ()
+    labels: int = 0
 
     def __post_init__(self) -> None:
         """Without bounds both are the tokens themselves."""

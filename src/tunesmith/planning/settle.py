@@ -10,6 +10,7 @@ from tunesmith.planning.freezing import schedule_of
 from tunesmith.planning.machine import Machine
 from tunesmith.planning.packed import require_frozen_base
 from tunesmith.planning.settings import Counts, Derived, Settings
+from tunesmith.recipe.heads import HeadedSection
 from tunesmith.recipe.root import Recipe
 
 
@@ -106,5 +107,7 @@ def _tasks(recipe: Recipe) -> Derived[Any]:
     tasks = recipe.evaluation.tasks
     if tasks is not None:
         return Derived.given([task.type for task in tasks])
+    if isinstance(recipe.objective, HeadedSection):
+        return Derived(None, "what the head answers, on held-out rows")
     words = "decided after the data is read: loss, and for answers from a closed set of labels exact match and label ranking"
     return Derived(None, words)

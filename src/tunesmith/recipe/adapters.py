@@ -65,10 +65,16 @@ PARTIAL_CHOICES = ", ".join(f"`{name}`" for name in PartialSection.model_fields 
 """The keys that choose parameters, for messages."""
 
 
+class HeadOnlySection(Section):
+    """No parameter of the base trains: only the head that the objective puts on it."""
+
+    type: Literal["head"] = "head"
+
+
 def _default_type(value: Any) -> Any:
     return {"type": "lora", **value} if isinstance(value, dict) and "type" not in value else value
 
 
-AdapterSection = FullSection | PartialSection | LoraSection | GraloraSection | BottleneckSection
+AdapterSection = FullSection | PartialSection | HeadOnlySection | LoraSection | GraloraSection | BottleneckSection
 
 AdapterField = Annotated[AdapterSection, Field(discriminator="type"), BeforeValidator(_default_type)]

@@ -68,7 +68,15 @@ class LabelRankingSection(_TaskSection):
         return labels
 
 
-TaskField = Annotated[LossTaskSection | ExactMatchSection | LabelRankingSection, Field(discriminator="type")]
+class HeadTaskSection(_TaskSection):
+    """What a head answers, beside what is right: only for an objective that has one."""
+
+    type: Literal["classification"] = "classification"
+
+
+TaskField = Annotated[
+    LossTaskSection | ExactMatchSection | LabelRankingSection | HeadTaskSection, Field(discriminator="type")
+]
 
 
 class EvaluationSection(Section):

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from tunesmith.recipe.heads import ClassifySection
 from tunesmith.recipe.section import Section
 
 
@@ -55,4 +56,6 @@ def _default_type(value: Any) -> Any:
     return {"type": "sft", **value} if isinstance(value, dict) and "type" not in value else value
 
 
-ObjectiveField = Annotated[SftSection | ClmSection, Field(discriminator="type"), BeforeValidator(_default_type)]
+ObjectiveField = Annotated[
+    SftSection | ClmSection | ClassifySection, Field(discriminator="type"), BeforeValidator(_default_type)
+]

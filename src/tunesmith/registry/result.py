@@ -68,7 +68,7 @@ def _recorded(run: Path) -> tuple[Path, int, dict[str, tuple[int, str]]]:
     try:
         folder, step = str(values["folder"]), int(values["step"])
         files = {str(name): (int(item["bytes"]), str(item["sha256"])) for name, item in values["files"].items()}
-        if folder not in ("adapter", "model") or any(
+        if folder not in ("adapter", "model", "head") or any(
             Path(name).is_absolute() or ".." in Path(name).parts for name in files
         ):
             raise ValueError("a name leads out of the run")

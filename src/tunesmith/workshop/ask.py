@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from tunesmith.errors import UserError
-from tunesmith.records import Chat, Message
+from tunesmith.evaluation.headed import probabilities
+from tunesmith.records import Chat, Labelled, Message
 from tunesmith.types import Sampling
 from tunesmith.workshop.opening import Opened, open_machine
 
 _TORN = "\ufffd"
+_LIKELY = 0.5
 
 
 class Answerer:
@@ -17,6 +20,8 @@ class Answerer:
 
     def __init__(self, opened: Opened) -> None:
         self.name = opened.name
+        self.details: dict[str, Any] = {}
+        """What a head said beside its answer, once it was asked."""
         self._machine = opened.machine
         self._renderer = opened.renderer
 
@@ -57,4 +62,36 @@ def open_answerer(model_text: str) -> Answerer:
     Raises:
         ModelError: nothing of that name, or it does not load.
     """
-    return Answerer(open_machine(model_text))
+    opened = open_machine(model_text)
+    return HeadedAnswerer(opened) if opened.machine.headed is not None else Answerer(opened)
+
+
+class HeadedAnswerer(Answerer):
+    """A model with a head: it answers the last message with a label or a number, and says how sure it is."""
+
+    def stream(self, messages: Sequence[Message], sampling: Sampling) -> Iterator[str]:
+        """Yield the label, the labels or the number; ``details`` then hold ``probabilities``.
+
+        Raises:
+            UserError: the text is longer than the context.
+        """
+        head = self._machine.headed
+        assert head is not None
+        ids = self._renderer.prompt_ids(Labelled(messages[-1].content, "?"))
+        if len(ids) > self._machine.context:
+            raise UserError(
+                f"the text has {len(ids)} tokens, the model takes {self._machine.context}",
+                where="prompt",
+                hint="give a shorter text",
+            )
+        logits = [float(value) for value in head.logits([ids])[0]]
+        shape = head.described.shape
+        if shape.task == "regress":
+            self.details = {"value": logits[0]}
+            yield f"{logits[0]:.6g}"
+            return
+        each = shape.task == "multi_label"
+        found = dict(zip(head.described.labels, probabilities(logits, each=each), strict=True))
+        ordered = dict(sorted(found.items(), key=lambda item: -item[1]))
+        self.details = {"probabilities": ordered}
+        yield ", ".join(label for label, share in ordered.items() if share > _LIKELY) if each else next(iter(ordered))

@@ -14,9 +14,10 @@ from tunesmith.models.locate import open_model
 from tunesmith.progress import Progress, SilentProgress
 from tunesmith.recipe.codec import load
 from tunesmith.recipe.root import Recipe
+from tunesmith.workshop.headed import is_headed
+from tunesmith.workshop.headed_scoring import make_scoring
 from tunesmith.workshop.opening import open_machine
 from tunesmith.workshop.prepare import base_of, open_data
-from tunesmith.workshop.scoring import Scoring
 
 _TOKENIZER = "tokenizer.json"
 
@@ -94,8 +95,14 @@ def measure(
 def _card(model: str, recipe: Recipe, progress: Progress) -> tuple[Scorecard, list[str]]:
     data, renderer, notes = open_data(recipe, notify=progress.note)
     opened = open_machine(model, batch_tokens=recipe.evaluation.batch_tokens)
-    scoring = Scoring(recipe.evaluation, data, renderer, recipe.seed, progress)
-    if not scoring.tasks and not recipe.evaluation.preserve:
+    scoring = make_scoring(recipe, data, renderer, progress)
+    if opened.machine.headed is not None and not is_headed(recipe):
+        raise ModelError(
+            f"{model} has a head: it answers with labels, not with text",
+            where=f"recipe {recipe.name} [objective]",
+            hint="score it on a recipe with the objective it was trained for, such as `objective: {type: classify}`",
+        )
+    if not scoring.tasks and (is_headed(recipe) or not recipe.evaluation.preserve):
         raise DataError(
             f"there is nothing to score: {'; '.join(scoring.notes) or 'no task and no probe is named'}",
             where=f"recipe {recipe.name} [evaluation]",

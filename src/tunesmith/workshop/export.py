@@ -20,7 +20,7 @@ from tunesmith.adapters.peft_files import write_adapter
 from tunesmith.data.loader import make_batch
 from tunesmith.data.prepared import Prepared
 from tunesmith.data.tokenizer import Tokenizer
-from tunesmith.engine.checkpoint import CheckpointFolder
+from tunesmith.engine.checkpoint import Checkpoint, CheckpointFolder
 from tunesmith.errors import RunError
 from tunesmith.evaluation.probes import general_texts
 from tunesmith.files import copy_file, new_folder, sweep
@@ -36,9 +36,12 @@ from tunesmith.registry.runs import RunFolder
 from tunesmith.types import Adapter, CannotMerge
 from tunesmith.workshop.exportable import check_export
 from tunesmith.workshop.gates import GateResult, gate_a, gate_b, require
+from tunesmith.workshop.headed import is_headed
+from tunesmith.workshop.headed_export import HeadedExport
 from tunesmith.workshop.machinery import attach_saved
 from tunesmith.workshop.model_files import stored_dtype, write_model
 from tunesmith.workshop.prepare import base_of, cached_data, renderer_of
+from tunesmith.workshop.resuming import as_started
 
 _TEXTS = 24
 _MOST_LOGITS = 1 << 26
@@ -70,7 +73,7 @@ def export(run_folder: Path, out: Path, *, merge: bool = False, dtype: str | Non
         GateRefused: a parity gate refused; nothing is written.
     """
     asked = check_export(run_folder, out, merge=merge, dtype=dtype)
-    job = _Export(asked.run)
+    job = _export_of(asked.run, whole=asked.whole)
     swept = [f"removed {name}, which an export that was cut off left" for name in _sweep(asked.out)]
     with new_folder(asked.out) as folder:
         if asked.whole:
@@ -80,6 +83,13 @@ def export(run_folder: Path, out: Path, *, merge: bool = False, dtype: str | Non
             written, gates, notes = job.adapter(folder)
         require(gates)
     return ExportResult(asked.out, gates, swept + notes, _name(written))
+
+
+def _export_of(run: RunFolder, *, whole: bool) -> _Export | HeadedExport:
+    job = _Export(run)
+    if not is_headed(job.recipe):
+        return job
+    return HeadedExport(run, job.recipe, job.base, job.checkpoint().trained, whole=whole)
 
 
 def _sweep(out: Path) -> list[str]:
@@ -92,7 +102,8 @@ class _Export:
     def __init__(self, run: RunFolder) -> None:
         self.run = run
         environment = run.environment()
-        self.recipe: Recipe = run.recipe().placed(Path(environment.get("recipe_folder", ".")))
+        # Rows are found by the recipe as it was written.
+        self.recipe: Recipe = as_started(run.recipe().placed(Path(environment.get("recipe_folder", "."))), run)
         self.base: ModelFolder = base_of(self.recipe)
         if self.base.sha256 != environment["base_sha256"]:
             raise RunError(
@@ -150,6 +161,20 @@ class _Export:
             dequantise(model.hf)
         adapter = build(self.recipe.adapter, self.recipe.seed)
         adapter.attach(model.hf)
+        prefix = "adapter/"
+        trained = self.checkpoint().trained
+        adapter.load_state(
+            {name.removeprefix(prefix): value for name, value in trained.items() if name.startswith(prefix)}
+        )
+        model.eval()
+        return model, adapter
+
+    def checkpoint(self) -> Checkpoint:
+        """The checkpoint that became the result.
+
+        Raises:
+            RunError: it is missing or damaged.
+        """
         checkpoints = CheckpointFolder(self.run.checkpoints_path, self.identity)
         step = result_step(self.run.path)
         if step is None:
@@ -161,12 +186,7 @@ class _Export:
                 where=str(self.run.checkpoints_path),
                 hint="train again into a new folder",
             )
-        prefix = "adapter/"
-        adapter.load_state(
-            {name.removeprefix(prefix): value for name, value in checkpoint.trained.items() if name.startswith(prefix)}
-        )
-        model.eval()
-        return model, adapter
+        return checkpoint
 
     def _documents(self) -> list[Document]:
         """Held-out rows and general text, cut so that their logits fit into memory."""

@@ -11,10 +11,11 @@ from typing import Any
 from torch import nn
 
 from tunesmith.adapters.depths import by_depth
-from tunesmith.data.loader import PackedStream, StreamOptions
+from tunesmith.data.head_batches import head_data
+from tunesmith.data.loader import MakeBatch, PackedStream, StreamOptions
 from tunesmith.data.prepared import Prepared
 from tunesmith.data.rendering import Renderer
-from tunesmith.engine.checkpoint import CheckpointFolder, Say, read_as
+from tunesmith.engine.checkpoint import CheckpointFolder, Say, load_trained, read_as
 from tunesmith.engine.clipping import ZClipOptions
 from tunesmith.engine.hooks import Hook
 from tunesmith.engine.interrupts import Interrupts
@@ -30,7 +31,6 @@ from tunesmith.engine.watchdog import Watchdog, WatchdogOptions
 from tunesmith.errors import GuardStopped
 from tunesmith.models import names
 from tunesmith.models.causal_lm import CausalLM
-from tunesmith.objectives import build as build_objective
 from tunesmith.planning.freezing import timetable
 from tunesmith.planning.memory import saves_in_background
 from tunesmith.planning.plan import Plan
@@ -39,9 +39,10 @@ from tunesmith.progress import Progress
 from tunesmith.recipe.root import Recipe
 from tunesmith.registry.lease import LeaseLost
 from tunesmith.registry.runs import RunFolder
-from tunesmith.types import Adapter, ParamGroup
+from tunesmith.types import Adapter, Objective, ParamGroup
 from tunesmith.workshop.careful import careful
 from tunesmith.workshop.forking import Fork
+from tunesmith.workshop.headed import describe_head, is_headed
 from tunesmith.workshop.machinery import Machinery
 from tunesmith.workshop.prepare import base_of
 from tunesmith.workshop.sinks import open_sinks
@@ -64,6 +65,7 @@ class Fit:
         progress: hears each step.
         say: kind of event and sentence.
         restart: start from the first step although checkpoints were set aside.
+        objective: of the recipe, its parts on the model's device.
         at_step: told how far training is.
         fork: where a child run comes from; None for a run that starts from its base.
         ranks: who trains together.
@@ -78,6 +80,7 @@ class Fit:
     identity: str
     progress: Progress
     say: Say
+    objective: Objective
     restart: bool = False
     at_step: Callable[[int], None] = lambda step: None
     fork: Fork | None = None
@@ -160,7 +163,7 @@ class Fit:
         options = WatchdogOptions(stop_after_seconds=None if minutes is None else minutes * 60)
         watchdog = Watchdog(self.run.path, options, interrupts, say, self._last_words)
         trainer = Trainer(
-            model, build_objective(self.recipe.objective), adapter, self._stream(), self._options(model, adapter), checkpoints,
+            model, self.objective, adapter, self._stream(), self._options(model, adapter), checkpoints,
             hooks=hooks, name_row=lambda row: str(self.data.train.origin(row)), say=say,
             tell_layers=self._tell_layers, interrupts=interrupts,
             watchdog=watchdog if self.ranks.is_main else None, ranks=self.ranks, arrange=self._arrange(model),
@@ -255,9 +258,7 @@ class Fit:
                 "best_lost", f"the best checkpoint, of step {early.best_step}, cannot be read: the last one is used"
             )
             return trainer.step
-        prefix = "adapter/"
-        weights = {name.removeprefix(prefix): value for name, value in best.trained.items() if name.startswith(prefix)}
-        trainer.adapter.load_state(weights)
+        load_trained(best.trained, trainer.adapter, trainer.objective.parts)
         self.say(
             "best_taken",
             f"the result is the checkpoint of step {early.best_step}, {early.name} {early.best:.4f}",
@@ -271,7 +272,15 @@ class Fit:
             seed=settings.seed, micro_batch_size=rows_of_a_pass(settings, self.ranks.size),
             source_weights=tuple(source.weight for source in self.recipe.data.train),
         )  # fmt: skip
-        return PackedStream(self.data.train, options)
+        return PackedStream(self.data.train, options, self._make_batch())
+
+    def _make_batch(self) -> MakeBatch | None:
+        """How rows of a step become packs; None where they are as they are stored."""
+        if not is_headed(self.recipe):
+            return None
+        described = describe_head(self.recipe, self.data)
+        rows = head_data(self.data, "train", described.shape.task, described.labels)
+        return None if rows is None else rows.batch
 
 
 def rows_of_a_pass(settings: Settings, num_ranks: int) -> int | None:
@@ -290,7 +299,12 @@ def check_finite(machine: Machinery, data: Prepared, step: int) -> None:
     """
     rows = range(min(_PROBED_ROWS, data.train.num_rows))
     machine.model.eval()
-    losses = machine.scorer.row_losses([data.train.row(index) for index in rows])
+    if machine.headed is not None:
+        described = machine.headed.described
+        targets = head_data(data, "train", described.shape.task, described.labels)
+        losses = machine.headed.losses(targets, rows) if targets else []
+    else:
+        losses = machine.scorer.row_losses([data.train.row(index) for index in rows])
     spoilt = [index for index, (total, _) in zip(rows, losses, strict=True) if not math.isfinite(total)]
     if spoilt:
         named = ", ".join(str(data.train.origin(index)) for index in spoilt)
@@ -321,7 +335,8 @@ def _depths(adapter: Adapter, num_layers: int) -> set[int]:
 def _has_dropout(model: CausalLM, recipe: Recipe) -> bool:
     layers = any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
     attention = any(getattr(module, "attention_dropout", 0.0) > 0 for module in model.modules())
-    return layers or attention or model.noise is not None or getattr(recipe.adapter, "dropout", 0.0) > 0
+    added = any(getattr(section, "dropout", 0.0) > 0 for section in (recipe.adapter, recipe.objective))
+    return layers or attention or model.noise is not None or added
 
 
 def _short(value: float) -> float | None:

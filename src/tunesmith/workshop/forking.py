@@ -18,18 +18,19 @@ from tunesmith.engine.forking import Carried, first_checkpoint, tensor_differenc
 from tunesmith.engine.misfit import plain_fault
 from tunesmith.engine.optim import Optimiser
 from tunesmith.engine.options import TrainerOptions
+from tunesmith.engine.parts import parts_groups
 from tunesmith.engine.tensor_form import trained_fault
 from tunesmith.engine.trainer import Trainer
 from tunesmith.errors import GuardStopped, RunError
 from tunesmith.files import read_json
 from tunesmith.models.causal_lm import CausalLM
-from tunesmith.objectives import build as build_objective
 from tunesmith.planning.plan import Plan
 from tunesmith.recipe.low_rank import AddedSection
 from tunesmith.recipe.root import Recipe
 from tunesmith.registry.compare import changed
 from tunesmith.registry.lineage import parse_fork, read_lineage
 from tunesmith.registry.runs import RunFolder
+from tunesmith.types import Objective
 from tunesmith.workshop.inputs import changes
 
 _MOST_LINES = 12
@@ -55,21 +56,27 @@ class Fork:
         """What makes the child another run than one of the same recipe: the parent and its checkpoint, not its folder."""
         return {key: self.lineage["parent"][key] for key in ("run_identity", "step", "manifest_sha256")}
 
-    def require_fit(self, model: CausalLM, recipe: Recipe) -> None:
+    def require_fit(self, model: CausalLM, recipe: Recipe, objective: Objective) -> None:
         """Refuse a recipe that trains other tensors than the parent did; the model is left as it was.
+
+        Args:
+            model: the base.
+            recipe: of the child.
+            objective: of the recipe; its parts train too.
 
         Raises:
             RunError: lists the tensors that differ, or says what else of the checkpoint does not fit.
         """
         adapter = build_adapter(recipe.adapter, recipe.seed)
         adapter.attach(model.hf)
-        wanted = trained_of(adapter, build_objective(recipe.objective).parts)
+        wanted = trained_of(adapter, objective.parts)
         parents = self.parents_checkpoint()
         found = tensor_differences(parents.trained, wanted)
         fault = trained_fault(parents.trained, wanted)
         if self.lineage["carried"]["optimiser"]:
             options = TrainerOptions(1, learning_rate=1.0, warmup_steps=0, optimiser=recipe.training.optimiser)
-            fault = fault or Optimiser(adapter.groups(), options).fault(parents.optimiser)
+            groups = [*adapter.groups(), *parts_groups(objective)]
+            fault = fault or Optimiser(groups, options).fault(parents.optimiser)
         if isinstance(adapter, AddedAdapter):
             adapter.detach()
         if found:

@@ -10,6 +10,7 @@ import torch
 from tunesmith.adapters import build
 from tunesmith.adapters.peft_files import attach_read, read_adapter
 from tunesmith.data.loader import make_batch
+from tunesmith.data.prepared import Prepared
 from tunesmith.data.rendering import Renderer
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.engine.precision import DTYPES
@@ -17,9 +18,11 @@ from tunesmith.models.causal_lm import CausalLM
 from tunesmith.models.generation import Generator
 from tunesmith.models.loading import load_model
 from tunesmith.models.scoring import PackScorer
+from tunesmith.objectives.headed import Headed
 from tunesmith.planning.settings import Settings
 from tunesmith.recipe.root import Recipe
-from tunesmith.types import Adapter
+from tunesmith.types import Adapter, Objective
+from tunesmith.workshop.headed import HeadedMachine, describe_head, is_headed
 
 
 @dataclass(frozen=True)
@@ -31,10 +34,14 @@ class Machinery:
     generator: Generator
     scorer: PackScorer
     context: int
+    headed: HeadedMachine | None = None
+    """The model with its head, where it has one; it then neither generates nor ranks."""
 
 
-def assemble(model: CausalLM, renderer: Renderer, context: int, batch_tokens: int) -> Machinery:
-    """Put a generator and a scorer beside a model."""
+def assemble(
+    model: CausalLM, renderer: Renderer, context: int, batch_tokens: int, headed: HeadedMachine | None = None
+) -> Machinery:
+    """Put a generator and a scorer beside a model, and its head where it has one."""
     tokenizer = renderer.tokenizer
     pad = next((item for item in (tokenizer.pad_id, tokenizer.eos_id, tokenizer.bos_id) if item is not None), 0)
     generator = Generator(
@@ -46,7 +53,18 @@ def assemble(model: CausalLM, renderer: Renderer, context: int, batch_tokens: in
         context=context,
     )
     scorer = PackScorer(model, make_batch, context=context, batch_tokens=batch_tokens)
-    return Machinery(model, tokenizer, generator, scorer, context)
+    return Machinery(model, tokenizer, generator, scorer, context, headed)
+
+
+def assemble_for(
+    recipe: Recipe, settings: Settings, model: CausalLM, objective: Objective, data: Prepared, renderer: Renderer
+) -> Machinery:
+    """What scoring needs of a recipe's model, with its head where the objective puts one on it."""
+    context, batch_tokens = settings.context, recipe.evaluation.batch_tokens
+    head = None
+    if isinstance(objective, Headed):
+        head = HeadedMachine(model, objective, describe_head(recipe, data), context, batch_tokens)
+    return assemble(model, renderer, context, batch_tokens, head)
 
 
 def weights_dtype(settings: Settings) -> torch.dtype:
@@ -55,11 +73,18 @@ def weights_dtype(settings: Settings) -> torch.dtype:
 
 
 def load_base(folder: Path, recipe: Recipe, settings: Settings) -> CausalLM:
-    """The recipe's base on the plan's device and in the plan's type, with the recipe's dropout."""
+    """The recipe's base on the plan's device and in the plan's type, with the recipe's dropout.
+
+    Its language head is left out where the objective brings a head of its own.
+    """
     torch.set_num_threads(settings.threads)
-    rates = recipe.model.dropout.rates()
     return load_model(
-        folder, device=settings.device, dtype=weights_dtype(settings), dropout=rates, quantise=recipe.model.quantise
+        folder,
+        device=settings.device,
+        dtype=weights_dtype(settings),
+        dropout=recipe.model.dropout.rates(),
+        quantise=recipe.model.quantise,
+        headless=is_headed(recipe),
     )
 
 

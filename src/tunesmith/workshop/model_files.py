@@ -18,14 +18,14 @@ CARRIED = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
     "merges.txt", "tokenizer.model", "chat_template.jinja", "generation_config.json",
 )  # fmt: skip
-_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+DTYPE_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
 
 def stored_dtype(folder: Path) -> torch.dtype:
     """The type in which a model folder says its weights are stored; fp32 where it does not say."""
     values = config_file.read_config(folder)
     name = str(values.get("dtype") or values.get("torch_dtype") or "float32")
-    return {text: dtype for dtype, text in _NAMES.items()}.get(name, torch.float32)
+    return {text: dtype for dtype, text in DTYPE_NAMES.items()}.get(name, torch.float32)
 
 
 def write_model(
@@ -47,11 +47,11 @@ def write_model(
         template: chat template to store instead of the base's.
         stop_ids: tokens that end an answer; ``generation_config.json`` names them, so that others stop there too.
     """
-    hf.save_pretrained(folder, state_dict=_cast(hf.state_dict(), dtype))
+    hf.save_pretrained(folder, state_dict=cast(hf.state_dict(), dtype))
     given = config_file.read_config(base)
     config = config_file.obeyed(given)
     config.pop("torch_dtype", None)
-    config["dtype"] = _NAMES[dtype]
+    config["dtype"] = DTYPE_NAMES[dtype]
     write_text(folder / "config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
     for weights in folder.glob("*.safetensors"):  # transformers leaves them to their owner alone
         weights.chmod((folder / "config.json").stat().st_mode)
@@ -67,7 +67,7 @@ def write_model(
     ]
 
 
-def _cast(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+def cast(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
     """Floating-point tensors in ``dtype`` on the CPU; names of one weight stay one tensor, which is stored once."""
     cast: dict[tuple[Any, ...], Tensor] = {}
     result = {}

@@ -7,18 +7,25 @@ from pathlib import Path
 
 import torch
 
-from tunesmith.data.rendering import Renderer, make_renderer
+from tunesmith.data.renderers import make_renderer
+from tunesmith.data.rendering import Renderer
 from tunesmith.errors import ModelError
+from tunesmith.models.causal_lm import CausalLM
 from tunesmith.models.facts import read_facts
+from tunesmith.models.head_shape import read_head
 from tunesmith.models.loading import load_model
 from tunesmith.models.locate import ModelRef, check_weights, open_model
+from tunesmith.objectives.headed import Headed
 from tunesmith.planning.defaults import derive_context
 from tunesmith.recipe.codec import parse
+from tunesmith.recipe.heads import ClassifySection, HeadedSection, RegressSection
 from tunesmith.recipe.model import ModelSection
 from tunesmith.recipe.objectives import SftSection
 from tunesmith.recipe.root import Recipe
 from tunesmith.registry.result import check_result
 from tunesmith.registry.runs import RunFolder
+from tunesmith.workshop.headed import HeadedMachine
+from tunesmith.workshop.headed_files import open_head
 from tunesmith.workshop.machinery import Machinery, assemble, attach_saved
 
 
@@ -45,22 +52,44 @@ def open_machine(text: str, *, device: str | None = None, batch_tokens: int = 81
     check_weights(reference.base.path)
     _check_base(reference)
     renderer, context = renderer_for(reference)
-    quantise = _recipe_of(reference).model.quantise if reference.adapter is not None else "none"
-    model = load_model(reference.base.path, device=where, dtype=dtype, quantise=quantise)
+    trained_apart = reference.adapter is not None or reference.head not in (None, reference.base.path)
+    quantise = _recipe_of(reference).model.quantise if trained_apart else "none"
+    headless = reference.head is not None
+    model = load_model(reference.base.path, device=where, dtype=dtype, quantise=quantise, headless=headless)
     if reference.adapter is not None:
         attach_saved(model, reference.adapter)
         model.to(where)
     model.eval()
-    return Opened(text, assemble(model, renderer, context, batch_tokens), renderer)
+    head = None if reference.head is None else _head_on(model, reference.head, context, batch_tokens)
+    return Opened(text, assemble(model, renderer, context, batch_tokens, head), renderer)
+
+
+def _head_on(model: CausalLM, folder: Path, context: int, batch_tokens: int) -> HeadedMachine:
+    head, described = open_head(folder)
+    objective = Headed(described.shape)
+    objective.head.load_state_dict(head.state_dict())
+    objective.parts.to(model.device).eval()
+    return HeadedMachine(model, objective, described, context, batch_tokens)
 
 
 def renderer_for(reference: ModelRef) -> tuple[Renderer, int]:
     """The renderer a run was trained with, else the model's own; and the longest sequence."""
     recipe = _recipe_of(reference)
     model, folder = recipe.model, recipe.folder
-    objective = recipe.objective if isinstance(recipe.objective, SftSection) else SftSection()
+    objective = _rendered_by(reference, recipe)
     renderer, _ = make_renderer(reference.base.path, model, objective, folder)
     return renderer, derive_context(recipe, read_facts(reference.base.path)).value
+
+
+def _rendered_by(reference: ModelRef, recipe: Recipe) -> SftSection | HeadedSection:
+    """What decides how a question is rendered: conversations, or for a head the text alone."""
+    section = recipe.objective
+    if isinstance(section, SftSection | HeadedSection) and isinstance(section, HeadedSection) == bool(reference.head):
+        return section
+    if reference.head is None:
+        return SftSection()
+    task = read_head(reference.head).shape.task
+    return RegressSection() if task == "regress" else ClassifySection(multi_label=task == "multi_label")
 
 
 def _check_base(reference: ModelRef) -> None:

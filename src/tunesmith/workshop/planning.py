@@ -29,7 +29,8 @@ def exact_counts(recipe: Recipe, data: Prepared) -> Counts:
     stored = sum(store.num_tokens for store in (data.train, data.validation, data.test) if store is not None)
     counts = counts_of_lengths(data.train.lengths, data.train.num_trained, weights=rows, stored_tokens=stored)
     empty = [name for name, store in (("validation", data.validation), ("test", data.test)) if store is None]
-    return replace(counts, notes=(*counts.notes, *document_notes(empty, resolve(recipe), recipe.data)))
+    said = document_notes(empty, resolve(recipe), recipe.data)
+    return replace(counts, notes=(*counts.notes, *said), labels=len(data.label_counts))
 
 
 def plan_recipe(recipe: Recipe) -> Plan:

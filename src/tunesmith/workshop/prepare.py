@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 from tunesmith.data.cache_key import cache_root
 from tunesmith.data.prepare import Prepared, load_cached, prepare
-from tunesmith.data.rendering import Renderer, make_renderer
+from tunesmith.data.renderers import make_renderer
+from tunesmith.data.rendering import Renderer
 from tunesmith.models.facts import read_facts
 from tunesmith.models.locate import ModelFolder, check_weights, locate
 from tunesmith.planning.defaults import derive_context

@@ -29,8 +29,9 @@ from tunesmith.workshop.endings import recorded
 from tunesmith.workshop.environment import environment, environment_differences
 from tunesmith.workshop.fitting import Fit
 from tunesmith.workshop.forking import Fork
+from tunesmith.workshop.headed import make_objective
 from tunesmith.workshop.inputs import changed_inputs, run_identity
-from tunesmith.workshop.machinery import assemble, attach, load_base
+from tunesmith.workshop.machinery import assemble_for, attach, load_base
 from tunesmith.workshop.prepare import base_of, open_data
 from tunesmith.workshop.results import write_result
 from tunesmith.workshop.resuming import as_started
@@ -209,6 +210,8 @@ class _Repetition:
         self._find_start()
         use_deterministic(settings.deterministic)
         self.model = load_base(self.base.path, self.recipe, settings)
+        self.objective = make_objective(self.recipe, self.data)
+        self.objective.parts.to(settings.device)
         here = environment(self.recipe.folder, settings)
         self.differs = environment_differences(self.facts, here)
         if self.copy.environment_path.exists():
@@ -242,11 +245,12 @@ class _Repetition:
         went_back = any(line.get("kind") == "rolled_back" for line in self.run.events())
         # Steps that a rollback takes back are told and taken back in both: there only the whole can be compared.
         self.copy.expected = None if went_back else expected
-        machine = assemble(self.model, self.renderer, self.plan.settings.context, self.recipe.evaluation.batch_tokens)
+        settings = self.plan.settings
+        machine = assemble_for(self.recipe, settings, self.model, self.objective, self.data, self.renderer)
         adapter = attach(self.model, self.recipe, self.plan.settings)
         fit = Fit(
             self.recipe, self.plan, self.plan.settings, self.copy, self.data, self.renderer, self.identity, self.progress,
-            self._say, at_step=self._at_step, fork=self.fork,
+            self._say, self.objective, at_step=self._at_step, fork=self.fork,
         )  # fmt: skip
         last, result_step = self.steps, 0
         try:
@@ -257,7 +261,8 @@ class _Repetition:
         found = first_difference([line for line in expected.values() if line["step"] <= last], self.copy.metrics())
         if found is not None:
             return found
-        write_result(self.copy, adapter, self.model, self.recipe, self.base.path, self.renderer.stop_ids, result_step)
+        result = (self.copy, adapter, self.model, self.recipe, self.base.path, self.renderer.stop_ids, result_step)
+        write_result(*result, machine.headed)
         return self._weights(result_step)
 
     def _weights(self, result_step: int) -> Difference | None:
@@ -306,5 +311,6 @@ def _trained(folder: CheckpointFolder, step: int) -> str | None:
 
 def _result(run: RunFolder) -> dict[str, str]:
     """Name in the run folder -> hex sha256 of each file of tensors of the result."""
-    files = [file for folder in (run.adapter_path, run.model_path) for file in sorted(folder.glob("*.safetensors"))]
+    folders = (run.adapter_path, run.model_path, run.path / "head")
+    files = [file for folder in folders for file in sorted(folder.glob("*.safetensors"))]
     return {file.relative_to(run.path).as_posix(): sha256_of(file) for file in files}

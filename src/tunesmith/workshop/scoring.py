@@ -10,7 +10,7 @@ import numpy as np
 
 from tunesmith.data.prepared import Prepared
 from tunesmith.data.rendering import Renderer
-from tunesmith.errors import DataError
+from tunesmith.errors import DataError, RecipeError
 from tunesmith.evaluation import probes, tasks
 from tunesmith.evaluation.questions import Question
 from tunesmith.evaluation.scorecard import Scorecard
@@ -18,15 +18,18 @@ from tunesmith.progress import Progress
 from tunesmith.recipe.evaluation import (
     EvaluationSection,
     ExactMatchSection,
+    HeadTaskSection,
     LabelRankingSection,
     LossTaskSection,
     SplitName,
+    TaskField,
 )
 from tunesmith.records import Chat, Message, Row, Text
 from tunesmith.types import Sampling
 from tunesmith.workshop.machinery import Machinery
 
 Task = LossTaskSection | ExactMatchSection | LabelRankingSection
+"""What a language model can be asked for."""
 _EXTRA_TOKENS = 4
 _LONGEST_ANSWER = 128
 _NEUTRAL = "N/A"
@@ -85,7 +88,7 @@ class Scoring:
         """Names to tasks; unset tasks are chosen by what the data is, and that is said."""
         chosen: list[Task]
         if self.section.tasks is not None:
-            chosen = list(self.section.tasks)
+            chosen = [_of_language(task, number) for number, task in enumerate(self.section.tasks)]
         else:
             split: SplitName = "test" if self.data.test is not None else "validation"
             chosen = [LossTaskSection(data=split)]
@@ -265,6 +268,16 @@ class Scoring:
         if sentence not in self.notes:
             self.notes.append(sentence)
             self.progress.note(sentence)
+
+
+def _of_language(task: TaskField, number: int) -> Task:
+    if isinstance(task, HeadTaskSection):
+        raise RecipeError(
+            f"the task `{task.type}` asks a head, and this objective puts none on the model",
+            where=f"evaluation.tasks.{number}.type",
+            hint="set `label_ranking`, `exact_match` or `loss`",
+        )
+    return task
 
 
 def _that_fit(questions: Sequence[Question], room: int, context: int) -> tuple[list[Question], int]:

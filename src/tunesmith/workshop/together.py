@@ -20,6 +20,7 @@ from tunesmith.recipe.root import Recipe
 from tunesmith.registry.lineage import parse_fork
 from tunesmith.registry.runs import RunFolder
 from tunesmith.workshop.fitting import Fit, rows_of_a_pass
+from tunesmith.workshop.headed import make_objective
 from tunesmith.workshop.machinery import attach, load_base
 from tunesmith.workshop.prepare import base_of, open_data
 from tunesmith.workshop.resuming import as_started
@@ -86,9 +87,11 @@ def _obey(orders: dict[str, Any], recipe: Recipe, run: RunFolder, fork: str | No
             )
     use_deterministic(settings.deterministic)
     model = load_base(base.path, recipe, settings)
+    objective = make_objective(recipe, data)
+    objective.parts.to(settings.device)
     adapter = attach(model, plan.resolved, settings)
     fit = Fit(
         recipe, plan, settings, run, data, renderer, orders["identity"], SilentProgress(), lambda kind, text: None,
-        ranks=ranks,
+        objective, ranks=ranks,
     )  # fmt: skip
     fit.follow(model, adapter, orders["step"])

@@ -24,9 +24,10 @@ def token_events(plan: Plan, base: Path, renderer: Renderer) -> list[tuple[str, 
         rows, train = ("the row", "trains") if one else ("the rows", "train")
         told.append(("trained_tokens", f"{rows} of {listed(tokens.value)} {train} beside the adapter: {tokens.reason}"))
     facts = read_facts(base)
+    if not isinstance(recipe.objective, SftSection):
+        return told
     scope = scope_of(facts, recipe.adapter)
-    head_trains = any(names.is_head(name) or (facts.tied and names.is_embedding(name)) for name in scope.trained)
-    if head_trains or not isinstance(recipe.objective, SftSection):
+    if any(names.is_head(name) or (facts.tied and names.is_embedding(name)) for name in scope.trained):
         return told
     section = recipe.adapter
     settled = section.train_tokens if isinstance(section, AddedSection) else "none"

@@ -25,13 +25,16 @@ from tunesmith.registry.runs import RunFolder
 from tunesmith.reports.card import render_card
 from tunesmith.reports.render import write_report
 from tunesmith.signals import raise_if_asked
+from tunesmith.types import Objective
 from tunesmith.workshop.descent import check_descent
 from tunesmith.workshop.endings import recorded
 from tunesmith.workshop.environment import MemoryMeter, environment, environment_differences
 from tunesmith.workshop.fitting import Fit, check_finite
 from tunesmith.workshop.forking import Child, find_fork, new_fork
+from tunesmith.workshop.headed import make_objective
+from tunesmith.workshop.headed_scoring import HeadedScoring, make_scoring
 from tunesmith.workshop.inputs import inputs_of, run_identity
-from tunesmith.workshop.machinery import Machinery, assemble, attach, load_base
+from tunesmith.workshop.machinery import Machinery, assemble_for, attach, load_base
 from tunesmith.workshop.planning import remember_speed
 from tunesmith.workshop.results import write_result
 from tunesmith.workshop.scoring import Scoring
@@ -117,7 +120,8 @@ class _Job(Start):
         self.has_begun = False
         self.model: Any = None
         self.meter: MemoryMeter
-        self.scoring: Scoring
+        self.scoring: Scoring | HeadedScoring
+        self.objective: Objective
         self.result_step = 0
         self.swept: list[str] = []
         if fork is not None and self.fork is None:
@@ -141,12 +145,14 @@ class _Job(Start):
         require_fit(self.plan)
         # What cannot be watched is refused before anything is written.
         make_watch(self.recipe, self.data, self.renderer)
-        self.scoring = Scoring(self.recipe.evaluation, self.data, self.renderer, self.recipe.seed, self.progress)
+        self.scoring = make_scoring(self.recipe, self.data, self.renderer, self.progress)
         use_deterministic(self.settings.deterministic)
         self.meter = MemoryMeter(torch.device(self.settings.device))
         self.model = load_base(self.base.path, self.recipe, self.settings)
+        self.objective = make_objective(self.recipe, self.data)
+        self.objective.parts.to(self.settings.device)
         if self.fork is not None and not self.run.environment_path.exists():
-            self.fork.require_fit(self.model, self.plan.resolved)
+            self.fork.require_fit(self.model, self.plan.resolved, self.objective)
 
     def open(self, predecessor: Owner | None) -> None:
         """Write what the run starts from, all or nothing, or that it goes on, and after whom."""
@@ -189,7 +195,7 @@ class _Job(Start):
         self.run.set_status("running", steps=self.settings.total_steps)
         started = time.perf_counter()
         model = self.model
-        machine = assemble(model, self.renderer, self.settings.context, self.recipe.evaluation.batch_tokens)
+        machine = assemble_for(self.recipe, self.settings, model, self.objective, self.data, self.renderer)
         scoring = self.scoring
         for note in scoring.notes:
             self._say("note", note)
@@ -203,7 +209,7 @@ class _Job(Start):
             self._say(kind, text)
         fit = Fit(
             self.recipe, self.plan, self.settings, self.run, self.data, self.renderer, self.identity, self.progress,
-            self._say, self.restart, self._at_step, self.fork, self.ranks,
+            self._say, self.objective, self.restart, self._at_step, self.fork, self.ranks,
         )  # fmt: skip
         outcome, self.result_step = fit.train(model, adapter, machine)
         peak = self.meter.peak_bytes()
@@ -211,7 +217,8 @@ class _Job(Start):
         check_descent(self.run, self.recipe.training.guards.divergence, self.result_step, self._say)
         self._begin("writing the result")
         stop_ids = self.renderer.stop_ids
-        for note in write_result(self.run, adapter, model, self.recipe, self.base.path, stop_ids, self.result_step):
+        result = (self.run, adapter, model, self.recipe, self.base.path, stop_ids, self.result_step, machine.headed)
+        for note in write_result(*result):
             self._say("note", note)
         self._begin("scoring the result")
         tuned_card = scoring.score("tuned", machine)
@@ -232,7 +239,7 @@ class _Job(Start):
         self.run.check_held()
         self.doing = doing
 
-    def _base_card(self, scoring: Scoring, machine: Machinery) -> Scorecard:
+    def _base_card(self, scoring: Scoring | HeadedScoring, machine: Machinery) -> Scorecard:
         """Scores of the base, measured before anything is attached; kept for a resume that asks for the same."""
         if self.run.scorecard_path("base").exists():
             try:

@@ -8,6 +8,7 @@ from typing import Any
 
 from tunesmith.data.prepared import Prepared
 from tunesmith.data.rendering import Renderer
+from tunesmith.data.store import TokenStore
 from tunesmith.engine.hooks import StepFacts
 from tunesmith.planning.settings import Settings
 from tunesmith.progress import Progress
@@ -85,6 +86,7 @@ class ValidationHook:
         sinks: tuple[Sink, ...] = (),
     ) -> None:
         self.run = run
+        self.data = data
         self.store = data.validation
         self.machine = machine
         self.renderer = renderer
@@ -93,7 +95,7 @@ class ValidationHook:
         self.measure = watch.measure if watch else None
         self.sinks = sinks
         self._watched: list[Row] = []
-        if samples and self.store is not None:
+        if samples and self.store is not None and machine.headed is None:
             rows = (row for row in data.iter_rows("validation") if not isinstance(row.record, Text))
             self._watched = [row for row, _ in zip(rows, range(samples), strict=False)]
 
@@ -104,7 +106,7 @@ class ValidationHook:
         """Measure, sample, and decide whether patience has run out."""
         if self.store is None:
             return None
-        losses = self.machine.scorer.row_losses([self.store.row(index) for index in range(self.store.num_rows)])
+        losses = self._losses(self.store)
         nats, tokens = sum(total for total, _ in losses), sum(count for _, count in losses)
         loss = nats / max(1, tokens)
         measured = {} if self.measure is None else self.measure(self.machine)
@@ -118,6 +120,12 @@ class ValidationHook:
         if self.stopping is None or not math.isfinite(value):
             return None
         return self.stopping.see(step, value)
+
+    def _losses(self, store: TokenStore) -> list[tuple[float, int]]:
+        """Summed loss and units of every validation row."""
+        if self.machine.headed is not None:
+            return self.machine.headed.mean_loss(self.data, "validation") or []
+        return self.machine.scorer.row_losses([store.row(index) for index in range(store.num_rows)])
 
     def _sample(self, step: int) -> None:
         if not self._watched:

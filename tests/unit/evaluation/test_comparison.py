@@ -146,7 +146,8 @@ def test_rows_without_loss_are_ties_not_right_or_wrong():
 
 def test_every_metric_that_tasks_give_has_a_direction():
     given_by_tasks = {*ranking([1, 0]).metrics, "normalised_accuracy", *tasks.loss([(1.0, 1)]).metrics, "exact_match"}
-    assert given_by_tasks | {"accuracy_per_token"} == set(MEASURES)
+    by_heads = {"brier", "calibration_error", "mse", "pearson", "spearman"}
+    assert given_by_tasks | by_heads | {"accuracy_per_token"} == set(MEASURES)
 
 
 def test_verdict_needs_both_the_interval_and_the_p_value():

@@ -242,7 +242,8 @@ def test_unknown_type_of_a_method(refused: Refused) -> None:
 
 
 def test_unknown_type_without_a_near_one_lists_the_known(refused: Refused) -> None:
-    assert refused("adapter: {type: zzz}\n").hint == "one of: `full`, `partial`, `lora`, `gralora`, `bottleneck`"
+    known = "one of: `full`, `partial`, `head`, `lora`, `gralora`, `bottleneck`"
+    assert refused("adapter: {type: zzz}\n").hint == known
 
 
 def test_task_without_a_type(refused: Refused) -> None:

@@ -1,0 +1,33 @@
+"""The renderer that a recipe's objective asks for. Torch-free."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tunesmith.data import rendering
+from tunesmith.data.head_rendering import HeadRenderer
+from tunesmith.data.rendering import Renderer
+from tunesmith.recipe.heads import HeadedSection
+from tunesmith.recipe.model import ModelSection
+from tunesmith.recipe.objectives import ClmSection, SftSection
+
+
+def make_renderer(
+    model_folder: Path, model: ModelSection, objective: SftSection | ClmSection | HeadedSection, recipe_folder: Path
+) -> tuple[Renderer, list[str]]:
+    """The renderer of a recipe, and sentences to say aloud.
+
+    Args:
+        model_folder: the base model.
+        model: names a template that replaces the model's own, and the day that templates are told.
+        objective: what is trained.
+        recipe_folder: where a relative template path starts.
+
+    Raises:
+        ModelError: no usable tokenizer.
+        DataError: the template is missing, does not compile or fails on a plain question and answer.
+    """
+    if not isinstance(objective, HeadedSection):
+        return rendering.make_renderer(model_folder, model, objective, recipe_folder)
+    plain, _ = rendering.make_renderer(model_folder, model, ClmSection(), recipe_folder)
+    return HeadRenderer(plain.tokenizer, plain.template, objective), []

@@ -1,0 +1,92 @@
+"""Losses of heads: the hidden states of a pack are pooled, the head in ``parts`` answers, and rows are the unit.
+
+classify      −log softmax(z)[class]                         cross-entropy, in nats a row
+multi_label   Σ_k softplus(z_k) − y_k z_k, over K            binary cross-entropy, the mean over the labels of a row
+regress       (z − y)²                                       squared error
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tunesmith.models.head_shape import HeadShape
+from tunesmith.models.task_head import FEATURES, TaskHead, pool
+from tunesmith.types import Batch, LanguageModel, Loss, Mean
+
+VALUES, CLASSES = "value_S", "classes_S"
+"""Names among a batch's extras, as ``data.head_batches`` gives them."""
+
+
+class Headed:
+    """A head on the model, trained together with whatever else trains.
+
+    Args:
+        shape: of the head.
+        seed: of its random start.
+        rate_factor: the head's rate over that of the rest.
+    """
+
+    def __init__(self, shape: HeadShape, seed: int = 0, rate_factor: float = 1.0) -> None:
+        self.shape = shape
+        self.head = TaskHead(shape, seed)
+        self.parts: nn.Module = nn.ModuleDict({"head": self.head})
+        self.rate_factor = rate_factor
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        """Total weight of the rows, or of the labelled words."""
+        return {"loss": batch.weights_S.sum()}
+
+    def survey(self, model: LanguageModel, batch: Batch) -> dict[str, Mean]:
+        """Nothing is needed beforehand."""
+        return {}
+
+    def penalty(self, model: LanguageModel) -> Tensor | None:
+        """None: these losses have no term beside the data's."""
+        return None
+
+    def logits(self, model: LanguageModel, batch: Batch) -> Tensor:
+        """What the head says of each row or word: ``[S, K]``."""
+        return self.head(read_states(model, batch, self.shape))  # type: ignore[no-any-return]
+
+    def __call__(self, model: LanguageModel, batch: Batch, seen: Mapping[str, Mean]) -> Loss:
+        """Sum of ``weight · loss`` over the rows of the pack, and how many it gets right."""
+        logits_SK = self.logits(model, batch)
+        total = (row_losses(self.shape, logits_SK, batch) * batch.weights_S).sum()
+        return Loss(totals={"loss": total}, metrics=self._metrics(logits_SK.detach(), batch))
+
+    def _metrics(self, logits_SK: Tensor, batch: Batch) -> dict[str, Mean]:
+        if self.shape.task == "regress":
+            return {}
+        if self.shape.task == "multi_label":
+            right_S = ((logits_SK > 0) == (batch.extras[CLASSES] > 0.5)).all(-1)
+        else:
+            right_S = logits_SK.argmax(-1) == batch.targets_S
+        counted_S = (batch.weights_S > 0).float()
+        return {"accuracy": Mean((right_S.float() * counted_S).sum(), counted_S.sum())}
+
+
+def read_states(model: Any, batch: Batch, shape: HeadShape) -> Tensor:
+    """The vectors that a head reads: pooled before and carried by the batch, or pooled here from the model's states."""
+    kept = batch.extras.get(FEATURES)
+    if kept is not None:
+        return kept
+    hidden = (
+        model(batch, want=("hidden",)) if shape.layer is None else model(batch, want=("hidden",), layer=shape.layer)
+    )
+    if hidden.hidden_TH is None:
+        raise AssertionError("the facade returns what was wanted")
+    return pool(hidden.hidden_TH, batch, shape.pooling)
+
+
+def row_losses(shape: HeadShape, logits_SK: Tensor, batch: Batch) -> Tensor:
+    """Loss of each row or word ``[S]``, without its weight."""
+    if shape.task == "regress":
+        return torch.square(logits_SK[:, 0] - batch.extras[VALUES])
+    if shape.task == "multi_label":
+        return F.binary_cross_entropy_with_logits(logits_SK, batch.extras[CLASSES], reduction="none").mean(-1)
+    return F.cross_entropy(logits_SK, batch.targets_S, reduction="none")

@@ -1,0 +1,53 @@
+"""The base of a plan: found, checked, and fit for what the objective asks of it. Torch-free."""
+
+from __future__ import annotations
+
+from tunesmith.errors import ModelError
+from tunesmith.models.facts import ModelFacts, headless, read_facts
+from tunesmith.models.head_shape import shape_of
+from tunesmith.models.locate import ModelFolder, check_weights, locate
+from tunesmith.planning.settings import Counts
+from tunesmith.recipe.heads import HeadedSection
+from tunesmith.recipe.root import Recipe
+
+_FEWEST_LABELS = 2
+
+
+def open_base(recipe: Recipe) -> tuple[ModelFolder, ModelFacts]:
+    """The recipe's base and its facts, without its language head where the objective brings a head of its own.
+
+    Raises:
+        ModelError: it is missing, torn or pickled, or of a kind that the objective cannot use.
+    """
+    folder = locate(recipe.model.name, recipe.folder)
+    check_weights(folder.path)
+    facts = read_facts(folder.path)
+    where = str(folder.path / "config.json")
+    if isinstance(recipe.objective, HeadedSection):
+        if not facts.is_causal_lm and not facts.is_encoder:
+            raise ModelError(
+                f"`{facts.architecture}` is neither a causal language model nor an encoder that Tunesmith knows",
+                where=where,
+                hint="a head goes on a model whose architecture ends in ForCausalLM, or on BERT, RoBERTa or ModernBERT",
+            )
+        return folder, headless(facts)
+    if not facts.is_causal_lm:
+        raise ModelError(
+            f"`{facts.architecture}` is not a causal language model, which `sft` and `clm` need",
+            where=where,
+            hint="give a model whose architecture ends in ForCausalLM",
+        )
+    return folder, facts
+
+
+def num_head(recipe: Recipe, facts: ModelFacts, counts: Counts) -> int:
+    """Elements of the head that the objective puts on the model; 0 where it puts none.
+
+    Raises:
+        RecipeError: the model cannot have such a head.
+    """
+    section = recipe.objective
+    if not isinstance(section, HeadedSection):
+        return 0
+    named = getattr(section, "labels", None)
+    return shape_of(section, facts, len(named) if named else max(_FEWEST_LABELS, counts.labels)).num_parameters

@@ -1,0 +1,91 @@
+"""Objectives that put a head on the model: what it answers, what it reads, and how it is shaped."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from tunesmith.recipe.section import Section
+
+PoolingName = Literal["auto", "last", "first", "mean"]
+HeadKind = Literal["auto", "linear", "mlp"]
+
+
+class HeadedSection(Section):
+    """What every head has."""
+
+    head: HeadKind = "auto"
+    """``linear``, or ``mlp``: a layer, a non-linearity and a linear layer. ``auto``: what transformers has for the model's
+    family, linear for decoders, ``mlp`` for encoders."""
+    width: int | None = Field(default=None, gt=0)
+    """Inner width of ``mlp``; unset is the model's own width."""
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Dropout on what the head reads."""
+    layer: int | None = Field(default=None, ge=0)
+    """Layer whose output the head reads, counted from 1; 0 is the embedding. Unset: the last, after its final norm."""
+    rate_factor: float = Field(default=1.0, gt=0.0)
+    """The head's learning rate over that of the rest."""
+
+
+class PooledSection(HeadedSection):
+    """What a head has that reads one vector of each row."""
+
+    pooling: PoolingName = "auto"
+    """Which hidden state stands for the row: of the ``last`` token, of the ``first``, or the ``mean`` of all.
+    ``auto``: the last for decoders, the first for encoders."""
+
+
+class ClassifySection(PooledSection):
+    """Sort each text into one of some labels, or say which of them it has."""
+
+    type: Literal["classify"] = "classify"
+    labels: list[str] | None = Field(default=None, min_length=2)
+    """The labels in their order; unset are the distinct labels of the training rows, sorted."""
+    multi_label: bool = False
+    """Whether a row may have several labels, or none: each is then decided by itself."""
+    separator: str = Field(default=",", min_length=1)
+    """What stands between the labels of a row that writes several in one text; lists need none."""
+
+    @field_validator("labels")
+    @classmethod
+    def _are_different(cls, labels: list[str] | None) -> list[str] | None:
+        return checked_labels(labels)
+
+
+class RegressSection(PooledSection):
+    """Give each text a number."""
+
+    type: Literal["regress"] = "regress"
+
+
+class TagSection(HeadedSection):
+    """Give each word of a row a label; of a word in several tokens the first token answers."""
+
+    type: Literal["tag"] = "tag"
+    labels: list[str] | None = Field(default=None, min_length=2)
+    """The labels in their order; unset are the distinct labels of the training rows, sorted."""
+    outside: str = "O"
+    """The label of words that are nothing in particular: it does not count in token F1."""
+
+    @field_validator("labels")
+    @classmethod
+    def _are_different(cls, labels: list[str] | None) -> list[str] | None:
+        return checked_labels(labels)
+
+
+def checked_labels(labels: list[str] | None) -> list[str] | None:
+    """The labels, trimmed.
+
+    Raises:
+        ValueError: one is empty, or two are alike.
+    """
+    if labels is None:
+        return None
+    trimmed = [label.strip() for label in labels]
+    for label in trimmed:
+        if not label:
+            raise ValueError("a label is empty")
+        if trimmed.count(label) > 1:
+            raise ValueError(f"the label {label!r} stands twice; white space around a label does not tell it apart")
+    return trimmed
