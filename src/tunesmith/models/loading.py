@@ -109,15 +109,7 @@ def load_model(
         raise ModelError(f"the model does not load: {_first(error)}", where=str(folder), hint=_BELONG) from error
     hf.name_or_path = hf.config.name_or_path = str(folder)
     _refuse_other_weights(hf, report, folder, headless=headless)
-    if quantise == "none":
-        hf.to(device)
-        _check_weights(hf, folder)
-    else:
-        _check_weights(hf, folder)
-        quantised.quantise(hf, quantise, dtype, device)
-        for parameter in hf.parameters():  # buffers hold packed weights and their scales
-            parameter.data = parameter.data.to(dtype)
-        hf.to(device)
+    _place(hf, folder, quantise, dtype, device)
     hf.config.use_cache = False
     model = EncoderLM(hf) if facts.is_encoder else CausalLM(hf)
     if headless:
@@ -125,6 +117,19 @@ def load_model(
     if check:
         model.check_facade(where=str(folder))
     return model
+
+
+def _place(hf: Any, folder: Path, quantise: str, dtype: torch.dtype, device: str) -> None:
+    """Check the weights and bring them to the device, packed where that is asked for."""
+    if quantise == "none":
+        hf.to(device)
+        _check_weights(hf, folder)
+        return
+    _check_weights(hf, folder)
+    quantised.quantise(hf, quantise, dtype, device)
+    for parameter in hf.parameters():  # buffers hold packed weights and their scales
+        parameter.data = parameter.data.to(dtype)
+    hf.to(device)
 
 
 def _refuse_other_weights(hf: Any, report: Mapping[str, Any], folder: Path, *, headless: bool) -> None:
