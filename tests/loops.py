@@ -22,6 +22,8 @@ from tunesmith.objectives.next_token import NextToken
 from tunesmith.recipe.adapters import FullSection, LoraSection
 from tunesmith.recipe.bottleneck import BottleneckSection
 from tunesmith.recipe.layers import LayerRatesSection
+from tunesmith.recipe.prompts import PromptSection, PTuningSection
+from tunesmith.recipe.section import Section
 from tunesmith.types import Batch
 
 
@@ -80,6 +82,11 @@ class CutStream(PackedStream):
 OPTIONS = TrainerOptions(total_steps=12, learning_rate=5e-3, warmup_steps=2, checkpoint_every=4, evaluate_every=100)
 LENGTHS = [5, 9, 17, 3, 30, 8, 12, 21, 6, 11, 14, 4, 25, 7, 10, 19, 13, 2, 16, 28, 9, 5, 33, 8]
 TOKENS = [5, 40, 41]
+VIRTUAL: dict[str, Section] = {
+    "prompt": PromptSection(num_tokens=4, train_tokens=TOKENS),
+    "p-tuning": PTuningSection(num_tokens=4, encoder="lstm", encoder_width=8, dropout=0.0),
+}
+"""Adapters with virtual tokens, by what tests call them."""
 
 
 def make_trainer(
@@ -100,13 +107,13 @@ def make_trainer(
 ) -> tuple[Trainer, Recorder]:
     """A trainer on a random Llama; with ``stop_after`` its ``run`` raises ``Cut`` after that step.
 
-    ``scope`` is ``lora``, ``lora with tokens`` (rows of the embedding and of the head train too), ``bottleneck`` or ``full``; with
-    ``rates`` or a ``timetable`` groups are told apart by depth.
+    ``scope`` is ``lora``, ``lora with tokens`` (rows of the embedding and of the head train too), ``bottleneck``, one of ``VIRTUAL`` or
+    ``full``; with ``rates`` or a ``timetable`` groups are told apart by depth.
     """
     options = replace(options, **changes)
     model = CausalLM(family("llama", num_hidden_layers=layers))
     tokens = {"train_tokens": TOKENS} if scope == "lora with tokens" else {}
-    sections = {
+    sections = VIRTUAL | {
         "full": FullSection(),
         "bottleneck": BottleneckSection(placement="hybrid", reduction=4, layer_norm="before", dropout=dropout),
     }
@@ -115,7 +122,7 @@ def make_trainer(
     adapter.attach(model.hf)
     stream_options = StreamOptions(
         batch_size=8, total_steps=options.total_steps, atom_tokens=atom_tokens, seed=options.seed,
-        micro_batch_size=micro_batch_size,
+        micro_batch_size=micro_batch_size, virtual_tokens=adapter.virtual_tokens,
     )  # fmt: skip
     stream = (CutStream if stop_after else PackedStream)(MemoryStore(LENGTHS), stream_options)  # type: ignore[arg-type]
     if isinstance(stream, CutStream):

@@ -238,6 +238,7 @@ class Adapter(Protocol):
     """A small trained part on a base (full and partial scopes included)."""
 
     virtual_tokens: int
+    """Positions that it takes in front of every document; batches do not hold them."""
 
     def attach(self, model: nn.Module, name: str = "default") -> None:
         """Change the model in place and choose what trains; everything else is frozen."""

@@ -78,6 +78,21 @@ def test_sft_with_bottleneck_adapters(tmp_path: Path, monkeypatch: pytest.Monkey
     assert found[-1] < found[0]
 
 
+def test_sft_with_a_prompt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = example("prompt_loop")
+    monkeypatch.setattr(loop, "BATCH_SIZE", BATCH_SIZE)
+    model, tokenizer = loop.load()
+    found = loop.train(model, tokenizer, STEPS)
+    expected = engine_losses(
+        tmp_path,
+        source={"format": "prompt-completion", "columns": {"prompt": "ticket", "completion": "queue"}},
+        objective={"type": "sft"},
+        adapter={"type": "prompt", "train_tokens": "none"},
+    )
+    assert found == pytest.approx(expected, rel=1e-5)
+    assert found[-1] < found[0]
+
+
 def test_continued_pre_training_of_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loop = example("clm_full_loop")
     monkeypatch.setattr(loop, "BATCH_SIZE", BATCH_SIZE)

@@ -27,6 +27,7 @@ from tunesmith.recipe.bottleneck import BottleneckSection
 from tunesmith.recipe.heads import HeadedSection
 from tunesmith.recipe.low_rank import GraloraSection, LoraSection
 from tunesmith.recipe.objectives import ClmSection, SftSection
+from tunesmith.recipe.prompts import PromptSection, PTuningSection
 from tunesmith.recipe.section import Section
 from tunesmith.types import Batch
 
@@ -42,11 +43,22 @@ SECTIONS: dict[type[Section], Section] = {
     LoraSection: LoraSection(rank=4, alpha=8.0, dropout=0.0),
     GraloraSection: GraloraSection(rank=4, blocks=2, hybrid_rank=2, alpha=12.0),
     BottleneckSection: BottleneckSection(placement="hybrid", reduction=4, layer_norm="before"),
+    PromptSection: PromptSection(num_tokens=4),
+    PTuningSection: PTuningSection(num_tokens=4, encoder_width=24),
+}
+RATES = {
+    FullSection: 3e-3,
+    PartialSection: 5e-3,
+    LoraSection: 1e-2,
+    GraloraSection: 1e-2,
+    BottleneckSection: 5e-3,
+    PromptSection: 1e-1,
+    PTuningSection: 1e-2,
 }
 HEADLESS = {**SECTIONS, PartialSection: PartialSection(last_layers=1, norms=True)}
 """The same for a model whose language head is left out."""
 RATES = {FullSection: 3e-3, PartialSection: 5e-3, HeadOnlySection: 5e-2, LoraSection: 1e-2, GraloraSection: 1e-2,
-         BottleneckSection: 5e-3}  # fmt: skip
+         BottleneckSection: 5e-3, PromptSection: 1e-1, PTuningSection: 1e-2}  # fmt: skip
 LABELS = 3
 
 
@@ -95,7 +107,7 @@ def golden_losses(objective: type[Section], adapter: type[Section]) -> list[floa
         make = _headed_rows(store, section)
     scope = build_adapter((HEADLESS if shape else SECTIONS)[adapter], 7)
     scope.attach(model.hf)
-    steps = StreamOptions(batch_size=8, total_steps=STEPS, atom_tokens=64, seed=7)
+    steps = StreamOptions(batch_size=8, total_steps=STEPS, atom_tokens=64, seed=7, virtual_tokens=scope.virtual_tokens)
     stream = PackedStream(store, steps, make)  # type: ignore[arg-type]
     options = TrainerOptions(
         total_steps=STEPS, learning_rate=RATES[adapter], warmup_steps=1, checkpoint_every=STEPS + 1

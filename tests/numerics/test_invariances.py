@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.loops import LENGTHS, make_trainer
+from tests.loops import LENGTHS, VIRTUAL, make_trainer
 from tunesmith.objectives.next_token import NextToken
 
 CUTS = [
@@ -17,7 +17,7 @@ CUTS = [
 WEIGHTS = (np.arange(len(LENGTHS)) % 5).astype(np.float32) / 2
 
 
-@pytest.mark.parametrize("scope", ["lora", "lora with tokens", "full"])
+@pytest.mark.parametrize("scope", ["lora", "lora with tokens", "full", *VIRTUAL])
 def test_one_step_has_the_same_loss_and_gradient_norm_however_it_is_cut(tmp_path: Path, scope: str) -> None:
     found = []
     for number, cut in enumerate(CUTS):
@@ -30,7 +30,7 @@ def test_one_step_has_the_same_loss_and_gradient_norm_however_it_is_cut(tmp_path
         assert facts.tokens == found[0].tokens
 
 
-@pytest.mark.parametrize("scope", ["lora", "lora with tokens", "full"])
+@pytest.mark.parametrize("scope", ["lora", "lora with tokens", "full", "prompt"])
 def test_forty_steps_stay_together(tmp_path: Path, scope: str) -> None:
     losses = []
     for number, cut in enumerate(CUTS[:1] + CUTS[2:4]):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.loops import Cut, make_trainer
+from tests.loops import VIRTUAL, Cut, make_trainer
 from tunesmith.engine.randomness import use_deterministic
 
 
@@ -19,7 +19,7 @@ def _deterministic() -> object:
     use_deterministic(False)
 
 
-@pytest.mark.parametrize("scope", ["lora", "lora with tokens", "bottleneck", "full"])
+@pytest.mark.parametrize("scope", ["lora", "lora with tokens", "bottleneck", "full", *VIRTUAL])
 @pytest.mark.parametrize("optimiser", ["adamw", "sgd"])
 def test_cut_at_a_random_step_the_rest_is_bit_equal(tmp_path: Path, scope: str, optimiser: str) -> None:
     settings = {"scope": scope, "dropout": 0.0 if scope == "full" else 0.1, "optimiser": optimiser}

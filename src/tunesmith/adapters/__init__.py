@@ -9,10 +9,12 @@ from tunesmith.adapters.bottleneck import BottleneckAdapter
 from tunesmith.adapters.gralora import GraloraAdapter
 from tunesmith.adapters.head_only import HeadOnly
 from tunesmith.adapters.lora import LoraAdapter
+from tunesmith.adapters.prompts import PromptAdapter, PTuningAdapter
 from tunesmith.adapters.scope import FullScope, PartialScope
 from tunesmith.recipe.adapters import FullSection, HeadOnlySection, PartialSection
 from tunesmith.recipe.bottleneck import BottleneckSection
 from tunesmith.recipe.low_rank import GraloraSection, LoraSection
+from tunesmith.recipe.prompts import PromptSection, PTuningSection
 from tunesmith.recipe.section import Section
 from tunesmith.types import Adapter
 
@@ -23,6 +25,8 @@ ADAPTERS: dict[type[Section], Callable[[Any, int], Adapter]] = {
     LoraSection: LoraAdapter,
     GraloraSection: GraloraAdapter,
     BottleneckSection: BottleneckAdapter,
+    PromptSection: PromptAdapter,
+    PTuningSection: PTuningAdapter,
 }
 """Section type -> builder taking (section, seed)."""
 

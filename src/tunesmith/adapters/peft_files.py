@@ -1,6 +1,6 @@
 """PEFT's adapter folders, written and read: ``adapter_config.json`` and ``adapter_model.safetensors``.
 
-LoRA, DoRA and GraLoRA are read (``peft_methods``). Whatever else a folder says (another method, a variant, weights in pickle) is refused by name:
+LoRA, DoRA and GraLoRA are read (``peft_methods``), and methods with virtual tokens (``stored_prompts``). Whatever else a folder says (another method, a variant, weights in pickle) is refused by name:
 an adapter that loads must give the logits it gave where it was trained.
 """
 
@@ -14,7 +14,7 @@ from typing import Any, cast
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from tunesmith.adapters import bottleneck_layout, lora_layer, peft_patterns, stored, targets
+from tunesmith.adapters import bottleneck_layout, lora_layer, peft_patterns, stored, stored_prompts, targets
 from tunesmith.adapters.added import AddedAdapter
 from tunesmith.adapters.bottleneck_files import read_bottleneck
 from tunesmith.adapters.peft_layout import PREFIX, ROWS_KEY
@@ -243,5 +243,6 @@ def _alphas(patterns: Any, layers: Mapping[str, int], default: float, where: str
 
 READERS: dict[str, Callable[[Path, Mapping[str, Any]], tuple[StoredAdapter, dict[str, Tensor]]]] = {
     bottleneck_layout.TYPE: read_bottleneck,
+    **dict.fromkeys(stored_prompts.METHODS, stored_prompts.read),
 }
 """``peft_type`` of methods that are not on linear layers -> what reads their folder, given its configuration."""

@@ -79,7 +79,10 @@ def batches_in_order(store: TokenStore, atom_tokens: int, rows: Sequence[int] | 
 
 @dataclass(frozen=True)
 class StreamOptions:
-    """What decides the steps. ``micro_batch_size`` and ``atom_tokens`` change the cutting, never the steps."""
+    """What decides the steps. ``micro_batch_size`` and ``atom_tokens`` change the cutting, never the steps.
+
+    ``virtual_tokens`` are what an adapter puts in front of each document when the model runs: packs leave room for them.
+    """
 
     batch_size: int
     total_steps: int
@@ -87,6 +90,7 @@ class StreamOptions:
     seed: int
     micro_batch_size: int | None = None
     source_weights: tuple[float, ...] = (1.0,)
+    virtual_tokens: int = 0
 
 
 MakeBatch = Callable[[Sequence[int], float, int], Batch]
@@ -137,7 +141,7 @@ class PackedStream:
     def atoms(self, step: int) -> list[Batch]:
         """The packs of one step, largest first."""
         rows = self.rows_of(step)
-        lengths = [int(self.store.lengths[row]) for row in rows]
+        lengths = [int(self.store.lengths[row]) + self.options.virtual_tokens for row in rows]
         progress, epoch = step / max(1, self.options.total_steps), self.epoch_of(step)
         return [
             self._make([int(rows[index]) for index in members], progress, epoch)
@@ -147,7 +151,7 @@ class PackedStream:
     def heaviest(self) -> Batch | None:
         """The longest rows of the store in one pack as large as any of a step can be; the longest row comes first."""
         most = min(self.options.batch_size, self.options.micro_batch_size or self.options.batch_size)
-        lengths = np.asarray(self.store.lengths)
+        lengths = np.asarray(self.store.lengths) + self.options.virtual_tokens
         longest = np.argsort(-lengths, kind="stable")[:most]
         fits = np.cumsum(lengths[longest]) <= self.options.atom_tokens
         rows = longest[: max(1, int(fits.sum()))]

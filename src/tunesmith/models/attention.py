@@ -4,7 +4,13 @@
                      └─ otherwise ──> documents of like length side by side, SDPA, back into the row
 
 Causal, but for layers that say of themselves that they are not (``is_causal = False``), as those of encoders do.
-Shapes: T tokens, H query heads, K key/value heads, D head width, N documents of a group, L longest of the group.
+
+A pack may have keys and values that stand in front of each of its documents (prefix tuning). Then a document has more keys than
+queries, and the causal mask is aligned at the bottom right: its last token sees all. SDPA's ``is_causal`` aligns at the top
+left, so the mask is written out; the varlen kernel aligns as needed.
+
+Shapes: T tokens, H query heads, K key/value heads, D head width, N documents of a group, L longest of the group, V keys in front
+of a document.
 """
 
 from __future__ import annotations
@@ -39,18 +45,58 @@ class Group:
     lengths_N: Tensor | None = None
 
 
+class Cached:
+    """Keys and values in front of every document, by layer ``[V, K, D]``; remembers which layers asked for theirs."""
+
+    def __init__(self, layers: Sequence[tuple[Tensor, Tensor]]) -> None:
+        self.layers = layers
+        self.num_tokens = len(layers[0][0])
+        self._asked: set[int] = set()
+
+    @classmethod
+    def joined(cls, parts: Sequence[Sequence[tuple[Tensor, Tensor]]]) -> Cached:
+        """Those of several sources, one behind the other."""
+        if len(parts) == 1:
+            return cls(parts[0])
+        layers = [[torch.cat(side) for side in zip(*layer, strict=True)] for layer in zip(*parts, strict=True)]
+        return cls([(keys, values) for keys, values in layers])
+
+    def of(self, module: nn.Module) -> tuple[Tensor, Tensor]:
+        """Those of an attention layer."""
+        index = getattr(module, "layer_idx", None)
+        if not isinstance(index, int) or not 0 <= index < len(self.layers):
+            raise _no_prefix(module)
+        self._asked.add(index)
+        return self.layers[index]
+
+    def require_all_asked(self, model: nn.Module) -> None:
+        """Raise ModelError where a forward pass went by the keys and values of some layer."""
+        if len(self._asked) < len(self.layers):
+            raise _no_prefix(model)
+
+
+def _no_prefix(module: nn.Module) -> ModelError:
+    return ModelError(
+        "this model class cannot take keys and values in front of a document: not every layer asks for them",
+        where=type(module).__name__,
+        hint="use `adapter.type: prompt`, which puts its tokens into the input only",
+    )
+
+
 class PackLayout:
     """What attention needs to know of a pack; built once a batch and shared by all layers.
 
     Args:
         starts_D1: cumulative lengths, on the device.
         lengths: the same on the host.
+        cached: keys and values in front of each document.
     """
 
-    def __init__(self, starts_D1: Tensor, lengths: Sequence[int]) -> None:
+    def __init__(self, starts_D1: Tensor, lengths: Sequence[int], cached: Cached | None = None) -> None:
         self.starts_D1 = starts_D1
         self.lengths = lengths
         self.longest = max(lengths)
+        self.cached = cached
 
     @cached_property
     def _rectangles(self) -> tuple[tuple[Group, ...], Tensor | None]:
@@ -72,12 +118,12 @@ class PackLayout:
             columns_NL = np.broadcast_to(np.arange(longest), (count, longest))
             real_NL = columns_NL < lengths[members, None]
             take_NL = starts[members, None] + np.minimum(columns_NL, lengths[members, None] - 1)
-            own_N = None if real_NL.all() else _moved(lengths[members], device)
-            groups.append(Group(_moved(take_NL, device), _moved(np.flatnonzero(real_NL), device), own_N))
+            own_N = None if real_NL.all() else moved(lengths[members], device)
+            groups.append(Group(moved(take_NL, device), moved(np.flatnonzero(real_NL), device), own_N))
             order.append(take_NL[real_NL])
         joined = np.concatenate(order)
         in_order = bool(np.all(joined == np.arange(len(joined))))
-        return tuple(groups), None if in_order else _moved(np.argsort(joined), device)
+        return tuple(groups), None if in_order else moved(np.argsort(joined), device)
 
     @property
     def groups(self) -> tuple[Group, ...]:
@@ -90,9 +136,23 @@ class PackLayout:
         return self._rectangles[1]
 
 
-def layout_of(starts_D1: Tensor, lengths: Sequence[int]) -> PackLayout:
+def layout_of(starts_D1: Tensor, lengths: Sequence[int], cached: Cached | None = None) -> PackLayout:
     """The layout of a pack."""
-    return PackLayout(starts_D1, lengths)
+    return PackLayout(starts_D1, lengths, cached)
+
+
+def interleaved(front: Tensor, rows: Tensor, lengths: Sequence[int]) -> Tensor:
+    """``front`` ``[V, …]`` before each document of ``rows`` ``[T, …]``, in the type of the rows.
+
+    It is repeated before it is cast, so that its gradient is summed over documents in fp32.
+    """
+    count, num_documents = len(front), len(lengths)
+    repeated = front[None].expand(num_documents, *front.shape).to(rows.dtype).flatten(0, 1)
+    ends = np.cumsum(lengths)
+    places: list[npt.NDArray[np.int64]] = []
+    for index, (length, end) in enumerate(zip(lengths, ends.tolist(), strict=True)):
+        places += [np.arange(count) + index * count, np.arange(end - length, end) + num_documents * count]
+    return torch.cat([repeated, rows]).index_select(0, moved(np.concatenate(places), rows.device))
 
 
 def packed_attention(  # noqa: PLR0913 - the signature is that of transformers' attention functions
@@ -139,10 +199,11 @@ def packed_attention(  # noqa: PLR0913 - the signature is that of transformers' 
     if pack is None:
         length = query.shape[2]
         pack = _whole_row(length, query.device)
-    seen = _Sight(bool(getattr(module, "is_causal", True)), sliding_window)
+    sight = _Sight(bool(getattr(module, "is_causal", True)), sliding_window)
+    rows = _Rows(query, key, value, pack.cached.of(module) if pack.cached is not None else None)
     if _varlen_fits(query, dropout, softcap):
-        return _varlen(query, key, value, pack, scaling, seen), None
-    return _grouped(query, key, value, pack, scaling, dropout, seen, softcap), None
+        return _varlen(rows, pack, scaling, sight), None
+    return _grouped(rows, pack, scaling, dropout, sight, softcap), None
 
 
 @dataclass(frozen=True)
@@ -157,12 +218,20 @@ class _Sight:
         return self.window is not None and self.window < length
 
 
+class _Rows:
+    """Queries, keys and values of a pack by token ``[T, heads, D]``, and the keys and values in front of each document."""
+
+    def __init__(self, query: Tensor, key: Tensor, value: Tensor, front: tuple[Tensor, Tensor] | None) -> None:
+        self.query, self.key, self.value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+        self.front = front
+
+
 @cache
 def _whole_row(length: int, device: torch.device) -> PackLayout:
     return layout_of(torch.tensor([0, length], dtype=torch.int32, device=device), (length,))
 
 
-def _moved(values: npt.NDArray[np.int64], device: torch.device) -> Tensor:
+def moved(values: npt.NDArray[np.int64], device: torch.device) -> Tensor:
     """On the device, without waiting for it: only pinned memory is copied while the host goes on."""
     tensor = torch.from_numpy(np.ascontiguousarray(values))
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
@@ -174,18 +243,23 @@ def _varlen_fits(query: Tensor, dropout: float, softcap: float | None) -> bool:
     return query.dtype in (torch.bfloat16, torch.float16) and query.shape[-1] <= 256
 
 
-def _varlen(
-    query: Tensor, key: Tensor, value: Tensor, pack: PackLayout, scaling: float | None, sight: _Sight
-) -> Tensor:
+def _varlen(rows: _Rows, pack: PackLayout, scaling: float | None, sight: _Sight) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
-    rows = [tensor[0].transpose(0, 1).to(query.dtype) for tensor in (query, key, value)]
+    key, value, starts, longest = rows.key, rows.value, pack.starts_D1, pack.longest
+    if rows.front is not None:
+        count = len(rows.front[0])
+        key, value = (
+            interleaved(front, own, pack.lengths) for front, own in zip(rows.front, (key, value), strict=True)
+        )
+        starts = starts + torch.arange(len(starts), dtype=starts.dtype, device=starts.device) * count
+        longest += count
+    query, key, value = (tensor.to(rows.query.dtype) for tensor in (rows.query, key, value))
     reach = sight.window - 1 if sight.window else -1
     window = (reach, 0 if sight.causal else reach)
-    starts, longest = pack.starts_D1, pack.longest
-    extra: dict[str, Any] = {} if rows[0].shape[1] == rows[1].shape[1] or _old_varlen() else {"enable_gqa": True}
+    extra: dict[str, Any] = {} if query.shape[1] == key.shape[1] or _old_varlen() else {"enable_gqa": True}
     out: Any = varlen_attn(
-        rows[0], rows[1], rows[2], starts, starts, longest, longest, scale=scaling, window_size=window, **extra
+        query, key, value, pack.starts_D1, starts, pack.longest, longest, scale=scaling, window_size=window, **extra
     )
     joined: Tensor = out.unsqueeze(0)
     return joined
@@ -199,24 +273,25 @@ def _old_varlen() -> bool:
 
 
 def _grouped(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
+    rows: _Rows,
     pack: PackLayout,
     scaling: float | None,
     dropout: float,
     sight: _Sight,
     softcap: float | None,
 ) -> Tensor:
-    num_heads, width = query.shape[1], query.shape[3]
-    rows = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]
+    num_heads, width = rows.query.shape[1], rows.query.shape[2]
     pieces = []
     for group in pack.groups:
         count, longest = group.take_NL.shape
         flat = group.take_NL.reshape(-1)
         q, k, v = (
-            row.index_select(0, flat).view(count, longest, row.shape[1], row.shape[2]).transpose(1, 2) for row in rows
+            row.index_select(0, flat).view(count, longest, row.shape[1], row.shape[2]).transpose(1, 2)
+            for row in (rows.query, rows.key, rows.value)
         )
+        if rows.front is not None:
+            fronts = (item.transpose(0, 1)[None].expand(count, -1, -1, -1).to(k.dtype) for item in rows.front)
+            k, v = (torch.cat([front, own], dim=2) for front, own in zip(fronts, (k, v), strict=True))
         if k.shape[1] != num_heads:
             k, v = (tensor.repeat_interleave(num_heads // tensor.shape[1], dim=1) for tensor in (k, v))
         lengths_N = None if sight.causal else group.lengths_N
@@ -238,24 +313,26 @@ def _attend(
     softcap: float | None,
     lengths_N: Tensor | None,
 ) -> Tensor:
-    """Attention over a rectangle ``[N, H, L, D]``; what cells behind a document's end give is dropped by the caller.
+    """Attention over a rectangle; what cells behind a document's end give is dropped by the caller.
 
-    A causal layer never looks behind the end of a document; to one that is not causal ``lengths_N`` says where it is, or
-    nothing where all documents are as long as the rectangle.
+    Queries are ``[N, H, L, D]``, keys and values ``[N, H, V + L, D]``: a query of a causal layer sees keys up to V behind its own
+    place. Such a layer never looks behind the end of a document; to one that is not causal ``lengths_N`` says where it is,
+    or nothing where all documents are as long as the rectangle.
     """
-    length = q.shape[2]
+    length = k.shape[2]
+    front = length - q.shape[2]
     banded = sight.banded(length)
-    if softcap is None and not banded and lengths_N is None:
+    if softcap is None and not banded and lengths_N is None and not (front and sight.causal):
         return F.scaled_dot_product_attention(q, k, v, is_causal=sight.causal, scale=scaling, dropout_p=dropout)
     place = torch.arange(length, device=q.device)
-    distance = place[:, None] - place[None, :]
+    distance = place[front:, None] - place[None, :]
     seen = distance >= 0 if sight.causal else torch.ones_like(distance, dtype=torch.bool)
     if banded and sight.window is not None:
         seen &= distance.abs() < sight.window
-    if lengths_N is not None:  # a cell behind the end sees the first token, so that no row of the softmax is empty
-        within_NL = place[None, :] < lengths_N[:, None]
+    if lengths_N is not None:  # a cell behind the end sees the first key, so that no row of the softmax is empty
+        within_NL = place[None, :] < (lengths_N + front)[:, None]
         seen = (seen[None] & within_NL[:, None, :])[:, None]
-        seen[..., 0] |= ~within_NL[:, None]
+        seen[..., 0] |= ~within_NL[:, None, front:]
     if softcap is None:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scaling, dropout_p=dropout)
     scores = q @ k.transpose(-1, -2) * (scaling if scaling is not None else 1 / math.sqrt(q.shape[-1]))

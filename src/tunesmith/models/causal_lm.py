@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from tunesmith.errors import ModelError
-from tunesmith.models.attention import NAME, layout_of
+from tunesmith.models.attention import NAME
 from tunesmith.models.divergence import symmetric_divergence
 from tunesmith.models.embedding_noise import EmbeddingNoise
 from tunesmith.models.head import Head, token_logprob
 from tunesmith.models.token_rows import trained_rows
+from tunesmith.models.virtual_tokens import front_of
 from tunesmith.types import Batch, Outputs
 
 
@@ -96,22 +97,27 @@ class CausalLM(nn.Module):
         return Head(layer.weight, getattr(layer, "bias", None), scale, cap, trained_rows(layer))
 
     def hidden(self, batch: Batch, layer: int | None = None) -> Tensor:
-        """Hidden states ``[T, H]`` of a pack: behind the final norm, or of layer ``layer`` where 0 is the embedding."""
-        pack = layout_of(batch.starts_D1, batch.lengths)
+        """Hidden states ``[T, H]`` of a pack: behind the final norm, or of layer ``layer`` where 0 is the embedding.
+
+        Virtual tokens of adapters go in here and leave no state.
+        """
         if self.noise is not None:
             self.noise.lengths = batch.lengths if self.training else None
+        front = front_of(self.hf)
+        laid = front.lay(batch, self.hf.get_input_embeddings())
         result = self.base()(
-            **self._inputs(batch.input_ids_T[None], batch.positions_T[None]), pack=pack,
-            output_hidden_states=layer is not None,
-        )  # fmt: skip
+            **self._inputs(laid.tokens, laid.positions_T[None]), pack=laid.pack, output_hidden_states=layer is not None
+        )
         if self.noise is not None:  # generation reads the same embedding
             self.noise.lengths = None
+        if front.cached is not None:
+            front.cached.require_all_asked(self.hf)
         hidden_TH: Tensor = (result.last_hidden_state if layer is None else result.hidden_states[layer])[0]
-        return hidden_TH
+        return hidden_TH if laid.own_T is None else hidden_TH.index_select(0, laid.own_T)
 
-    def _inputs(self, ids: Tensor, positions: Tensor) -> dict[str, Any]:
-        """What the base's forward takes."""
-        return {"input_ids": ids, "position_ids": positions, "use_cache": False}
+    def _inputs(self, tokens: dict[str, Tensor], positions: Tensor) -> dict[str, Any]:
+        """What the base's forward takes; ``tokens`` has ``input_ids`` or ``inputs_embeds``."""
+        return {**tokens, "position_ids": positions, "use_cache": False}
 
     def _before_head(self, hidden_SH: Tensor) -> Tensor:
         """What the fused head reads."""

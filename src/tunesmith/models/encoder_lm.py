@@ -38,14 +38,14 @@ class EncoderLM(CausalLM):
             return hf.lm_head.layer_norm(torch.nn.functional.gelu(hf.lm_head.dense(hidden_SH)))  # type: ignore[no-any-return]
         return hf.head(hidden_SH)  # type: ignore[no-any-return]
 
-    def _inputs(self, ids: Tensor, positions: Tensor) -> dict[str, Any]:
+    def _inputs(self, tokens: dict[str, Tensor], positions: Tensor) -> dict[str, Any]:
         """What the base's forward takes; RoBERTa counts positions from behind the padding token's id."""
         config = self.hf.config
         if config.model_type == "modernbert":
-            return {"input_ids": ids, "position_ids": positions}
+            return {**tokens, "position_ids": positions}
         if config.model_type != "bert":
             positions = positions + config.pad_token_id + 1
-        return {"input_ids": ids, "position_ids": positions, "token_type_ids": torch.zeros_like(ids)}
+        return {**tokens, "position_ids": positions, "token_type_ids": torch.zeros_like(positions)}
 
     @torch.no_grad()
     def check_facade(self, where: str = "") -> None:

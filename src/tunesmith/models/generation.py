@@ -1,6 +1,7 @@
 """Answers with a key/value cache: batched, greedy or sampled, each prompt with a random stream of its own.
 
-Prompts of a batch are padded on the left; answers that ended leave the batch, so the cache shrinks with it.
+Prompts of a batch are padded on the left; answers that ended leave the batch, so the cache shrinks with it. An adapter's virtual
+tokens go between padding and prompt, or into the cache before both.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from tunesmith.models.causal_lm import CausalLM
+from tunesmith.models.virtual_tokens import front_of
 from tunesmith.types import Completion, Sampling
 
 
@@ -50,10 +52,13 @@ class Generator:
         answers = [Completion(text="", ids=(), logprobs=(), ended=False)] * len(prompts)
         with_room = [index for index, prompt in enumerate(prompts) if self._room(prompt, how) > 0]
         by_length = sorted(with_room, key=lambda index: (len(prompts[index]), index))
+        even = self._needs_even_lengths()
         start = 0
         while start < len(by_length):
             end = start + 1
             while end < len(by_length) and (end - start + 1) * len(prompts[by_length[end]]) <= self.batch_tokens:
+                if even and len(prompts[by_length[end]]) != len(prompts[by_length[start]]):
+                    break
                 end += 1
             members = by_length[start:end]
             for index, answer in zip(members, self._batch([prompts[i] for i in members], members, how), strict=True):
@@ -81,6 +86,11 @@ class Generator:
     def _room(self, prompt: Sequence[int], how: Sampling) -> int:
         """Most tokens of an answer to ``prompt``."""
         return how.max_new_tokens if self.context is None else min(how.max_new_tokens, self.context - len(prompt))
+
+    def _needs_even_lengths(self) -> bool:
+        """A window counts places of the cache: padding between keys in front and a prompt would shorten it."""
+        window = getattr(self.model.hf.config.get_text_config(), "sliding_window", None)
+        return bool(window) and front_of(self.model.hf).num_cached > 0
 
     def _batch(self, prompts: list[Sequence[int]], numbers: list[int], how: Sampling) -> list[Completion]:
         ids: list[list[int]] = [[] for _ in prompts]
@@ -121,18 +131,22 @@ class _Decoding:
     def __init__(self, hf: Any, prompts: Sequence[Sequence[int]], pad_id: int) -> None:
         self.hf = hf
         device = hf.device
-        longest = max(len(prompt) for prompt in prompts)
-        ids = [[pad_id] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
-        seen = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+        front = front_of(hf)
+        longest = max(len(prompt) for prompt in prompts) + front.num_embedded
+        pads = [longest - front.num_embedded - len(prompt) for prompt in prompts]
+        own = front.num_embedded * [pad_id]
+        ids = [[pad_id] * pad + own + list(prompt) for pad, prompt in zip(pads, prompts, strict=True)]
+        seen = [[1] * front.num_cached + [0] * pad + [1] * (longest - pad) for pad in pads]
         self.mask_BT = torch.tensor(seen, device=device)
         self.cache: Any = DynamicCache(config=hf.config)
-        positions_BT = (self.mask_BT.cumsum(-1) - 1).clamp(min=0)
-        self.logits_BV = self._forward(torch.tensor(ids, device=device), positions_BT)
+        front.fill(self.cache, len(prompts), hf.dtype)
+        positions_BT = (self.mask_BT.cumsum(-1) - 1).clamp(min=0)[:, front.num_cached :]
+        self.logits_BV = self._forward(front.embed(hf, torch.tensor(ids, device=device), pads), positions_BT)
         self.lengths_B = self.mask_BT.sum(-1)
 
-    def _forward(self, ids_BT: Tensor, positions_BT: Tensor) -> Tensor:
+    def _forward(self, given: dict[str, Tensor], positions_BT: Tensor) -> Tensor:
         result = self.hf(
-            input_ids=ids_BT,
+            **given,
             attention_mask=self.mask_BT,
             position_ids=positions_BT,
             past_key_values=self.cache,
@@ -152,7 +166,7 @@ class _Decoding:
     def advance(self, tokens_B: Tensor) -> None:
         """Append a token to each sequence."""
         self.mask_BT = torch.cat([self.mask_BT, self.mask_BT.new_ones(len(tokens_B), 1)], dim=1)
-        self.logits_BV = self._forward(tokens_B[:, None], self.lengths_B[:, None])
+        self.logits_BV = self._forward({"input_ids": tokens_B[:, None]}, self.lengths_B[:, None])
         self.lengths_B = self.lengths_B + 1
 
 

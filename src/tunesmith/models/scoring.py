@@ -13,9 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 from tunesmith.models.causal_lm import CausalLM
 from tunesmith.models.head import token_logprob
+from tunesmith.models.virtual_tokens import front_of
 from tunesmith.types import Batch, LogProb
 
 MakeBatch = Callable[[Sequence[tuple[np.ndarray, np.ndarray]], Sequence[int]], Batch]
@@ -80,7 +82,8 @@ class PackScorer:
 
     def score(self, contexts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]) -> list[LogProb]:
         """Log-probability of each continuation after its context, in order. A context has at least one token."""
-        sizes = [len(a) + len(b) for a, b in zip(contexts, continuations, strict=True)]
+        taken = front_of(self.model.hf).num_tokens
+        sizes = [len(a) + len(b) + taken for a, b in zip(contexts, continuations, strict=True)]
         results: list[LogProb | None] = [None] * len(sizes)
         order = sorted(range(len(sizes)), key=lambda index: (sizes[index], index))
         with torch.inference_mode():
@@ -100,7 +103,8 @@ class PackScorer:
 
     def row_losses(self, documents: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[tuple[float, int]]:
         """Loss in nats and trained tokens of each document (token ids, trained flags), in order."""
-        sizes = [len(ids) for ids, _ in documents]
+        taken = front_of(self.model.hf).num_tokens
+        sizes = [len(ids) + taken for ids, _ in documents]
         results: list[tuple[float, int]] = [(0.0, 0)] * len(sizes)
         order = sorted(range(len(sizes)), key=lambda index: (sizes[index], index))
         with torch.inference_mode():
@@ -121,11 +125,12 @@ class PackScorer:
         tree = CandidateTree.of(candidates)
         nodes = len(tree.tokens)
         longest = max(len(context) for context in contexts)
-        window = getattr(self.model.hf.config.get_text_config(), "sliding_window", None) or self.context
-        if longest + nodes > window:
+        taken = front_of(self.model.hf).num_tokens
+        window = getattr(self.model.hf.config.get_text_config(), "sliding_window", None) or self.context + taken
+        if longest + nodes + taken > window:
             return self._rank_plainly(contexts, candidates)
         results: list[list[float]] = [[] for _ in contexts]
-        sizes = [len(context) + nodes for context in contexts]
+        sizes = [len(context) + nodes + taken for context in contexts]
         order = sorted(range(len(sizes)), key=lambda index: (sizes[index], index))
         with self.model.plain_attention(), torch.inference_mode():
             for members in _groups(order, sizes, self.batch_tokens):
@@ -145,30 +150,34 @@ class PackScorer:
 
     def _tree_scores(self, contexts: Sequence[Sequence[int]], tree: CandidateTree) -> Tensor:
         """Log-probability of each node after its parent ``[B, N]``, in fp64 on the CPU."""
-        device = self.model.device
+        hf, device = self.model.hf, self.model.device
+        front = front_of(hf)
+        own, before = front.num_embedded, front.num_cached
         rows, nodes = len(contexts), len(tree.tokens)
-        longest = max(len(context) for context in contexts)
+        longest = max(len(context) for context in contexts) + own
         ids_BT = torch.zeros(rows, longest + nodes, dtype=torch.long)
         positions_BT = torch.zeros_like(ids_BT)
         seen_BTT = torch.zeros(rows, longest + nodes, longest + nodes, dtype=torch.bool)
         causal = torch.ones(longest, longest, dtype=torch.bool).tril()
         tree_sees = tree.sees()
         depths = torch.tensor(tree.depths)
-        for row, context in enumerate(contexts):
-            pad = longest - len(context)
-            ids_BT[row, pad:longest] = torch.tensor(list(context))
-            positions_BT[row, pad:longest] = torch.arange(len(context))
+        pads = [longest - own - len(context) for context in contexts]
+        for row, (context, pad) in enumerate(zip(contexts, pads, strict=True)):
+            ids_BT[row, pad + own : longest] = torch.tensor(list(context))
+            positions_BT[row, pad:longest] = torch.arange(longest - pad) + before
             seen_BTT[row, :longest, :longest] = causal
             seen_BTT[row, :longest, :pad] = False
             seen_BTT[row, longest:, pad:longest] = True
-            positions_BT[row, longest:] = len(context) + depths
+            positions_BT[row, longest:] = longest - pad + before + depths
         ids_BT[:, longest:] = torch.tensor(tree.tokens)
         seen_BTT[:, longest:, longest:] = tree_sees
         seen_BTT |= torch.eye(longest + nodes, dtype=torch.bool)
-        hf = self.model.hf
+        seen_BTT = torch.cat([torch.ones(rows, longest + nodes, before, dtype=torch.bool), seen_BTT], dim=-1)
+        cache = DynamicCache(config=hf.config) if before else None
+        front.fill(cache, rows, hf.dtype)
         hidden_BTH = getattr(hf, hf.base_model_prefix)(
-            input_ids=ids_BT.to(device), position_ids=positions_BT.to(device),
-            attention_mask=seen_BTT[:, None].to(device), use_cache=False,
+            **front.embed(hf, ids_BT.to(device), pads), position_ids=positions_BT.to(device),
+            attention_mask=seen_BTT[:, None].to(device), past_key_values=cache, use_cache=False,
         ).last_hidden_state  # fmt: skip
         parents = torch.tensor(
             [parent + longest if parent >= 0 else longest - 1 for parent in tree.parents], device=device

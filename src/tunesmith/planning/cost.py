@@ -4,6 +4,7 @@ FLOPs per token, N_l the matrix elements of layer l: forward 2 N; the gradient b
 passes; the gradient by weights 2 per trained element. So full is 6 N, LoRA 4 N + 6 · adapters, partial between. Causal attention
 over documents of mean attended length s: 2 · s · Q per layer forward, twice that backward. The head (H · V) runs on scored tokens
 only: 4 H V with a frozen head, 8 H V with a trained one, whose softmax is computed twice. Recompute adds the forward of the layers.
+Virtual tokens run with each example.
 """
 
 from __future__ import annotations
@@ -72,7 +73,8 @@ def flops_per_token(facts: ModelFacts, scope: Scope, settings: Settings, attende
     )
     head = facts.hidden_size * facts.logit_rows
     head_trains = any(names.is_head(name) or (facts.tied and names.is_embedding(name)) for name in scope.trained)
-    adapters = 6.0 * scope.num_adapter + (2.0 * scope.num_adapter if settings.recompute else 0.0)
+    per_token = 0 if scope.virtual_tokens else scope.num_adapter  # virtual tokens are made once a pass
+    adapters = 6.0 * per_token + (2.0 * per_token if settings.recompute else 0.0)
     return TokenFlops(forward + backward + 2.0 * trained + adapters, (8.0 if head_trains else 4.0) * head)
 
 
@@ -89,9 +91,10 @@ def layer_matrices(facts: ModelFacts) -> dict[int, int]:
 def run_flops(facts: ModelFacts, scope: Scope, settings: Settings, counts: Counts) -> float:
     """Operations of the whole run."""
     attended = counts.attended or (counts.tokens / counts.rows if counts.rows else 0.0)
-    cost = flops_per_token(facts, scope, settings, attended)
+    cost = flops_per_token(facts, scope, settings, attended + scope.virtual_tokens)
     epochs = passes(settings)
-    return epochs * (counts.tokens * cost.per_token + counts.trained_tokens * cost.per_scored)
+    tokens = counts.tokens + scope.virtual_tokens * counts.rows
+    return epochs * (tokens * cost.per_token + counts.trained_tokens * cost.per_scored)
 
 
 def passes(settings: Settings) -> float:

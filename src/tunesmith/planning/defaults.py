@@ -7,16 +7,19 @@ import math
 from tunesmith.errors import HardwareMissing, RecipeError
 from tunesmith.models.facts import ModelFacts
 from tunesmith.planning.machine import Machine
+from tunesmith.planning.prompts import room_behind
 from tunesmith.planning.settings import Counts, Derived
 from tunesmith.recipe.adapters import HeadOnlySection
 from tunesmith.recipe.heads import HeadedSection
 from tunesmith.recipe.low_rank import AddedSection
 from tunesmith.recipe.objectives import ClmSection
+from tunesmith.recipe.prompts import VirtualSection, has_network, virtual_tokens_of
 from tunesmith.recipe.root import Recipe
 
 CONTEXT_LIMIT = 4096
 DEFAULT_EPOCHS = 3.0
 _LORA_RATE, _LORA_WIDTH, _LORA_POWER = 5e-4, 2000.0, 0.781
+_TABLE_RATES = 10
 _SGD_RATE = 0.01
 _HEAD_RATE = 5e-3
 _NARROW = 1024
@@ -28,10 +31,19 @@ def derive_context(recipe: Recipe, facts: ModelFacts) -> Derived[int]:
     """Longest example in tokens.
 
     Raises:
-        RecipeError: the recipe asks for more than the model's limit.
+        RecipeError: the recipe asks for more than the model's limit, or than virtual tokens leave of it.
     """
     asked = recipe.model.context
+    taken = virtual_tokens_of(recipe.adapter)
+    room = room_behind(recipe, facts)
+    less = f" less {taken} virtual tokens" if taken else ""
     if asked is not None:
+        if facts.context_stated and taken and room < asked <= facts.context:
+            raise RecipeError(
+                f"`model.context` is {asked:,}, and behind {taken:,} virtual tokens the model reads at most {room:,}",
+                where="model.context",
+                hint=f"give at most {room}, or fewer `adapter.num_tokens`",
+            )
         if facts.context_stated and asked > facts.context:
             raise RecipeError(
                 f"`model.context` is {asked:,}, the model reads at most {facts.context:,} tokens",
@@ -41,12 +53,12 @@ def derive_context(recipe: Recipe, facts: ModelFacts) -> Derived[int]:
         return Derived.given(asked)
     if not facts.context_stated:
         return Derived(facts.context, f"config.json states no limit: {facts.context:,} is taken")
-    if facts.context > CONTEXT_LIMIT:
+    if room > CONTEXT_LIMIT:
         return Derived(
             CONTEXT_LIMIT,
-            f"the model's limit of {facts.context:,}, capped at {CONTEXT_LIMIT:,}; set `model.context` for more",
+            f"the model's limit of {facts.context:,}{less}, capped at {CONTEXT_LIMIT:,}; set `model.context` for more",
         )
-    return Derived(facts.context, "the model's own limit")
+    return Derived(room, f"the model's own limit{less}")
 
 
 def derive_overlong(recipe: Recipe) -> Derived[str]:
@@ -72,6 +84,11 @@ def derive_rate(recipe: Recipe, facts: ModelFacts) -> Derived[float]:
     rule = f"5e-4 · (2000/{width})^0.781"
     if isinstance(recipe.adapter, HeadOnlySection):
         return Derived(_HEAD_RATE, "usual for a head alone with AdamW, whatever the width")
+    if isinstance(recipe.adapter, VirtualSection) and not has_network(recipe.adapter):
+        return Derived(
+            round_to(_TABLE_RATES * lora),
+            f"{_TABLE_RATES} times LoRA's rule by width: {rule} · {_TABLE_RATES}; virtual tokens move one by one",
+        )
     if isinstance(recipe.adapter, AddedSection):
         return Derived(round_to(lora), f"LoRA's rule by width: {rule} (Schulman et al. 2025)")
     if width > _NARROW:

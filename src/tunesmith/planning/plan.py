@@ -23,6 +23,7 @@ from tunesmith.planning.freezing import freezing_notes, freezing_values, frozen_
 from tunesmith.planning.losses import loss_notes, passes_of_a_step, require_dropout
 from tunesmith.planning.machine import Machine, detect
 from tunesmith.planning.memory import Memory
+from tunesmith.planning.prompts import settle_text
 from tunesmith.planning.sampling import estimate_counts
 from tunesmith.planning.scope import TrainableCount, scope_of, trainable_parameters, wide_rank_notes
 from tunesmith.planning.settings import GIVEN, Counts, Derived, Settings, typed
@@ -231,8 +232,9 @@ def _read_sources(
     said: list[str] = []
     if renderer is None and (counts is None or asks_tokenizer(recipe)):
         renderer, said = make_renderer(folder.path, recipe.model, recipe.objective, recipe.folder)
-    settled, tokens = settle_tokens(recipe, facts, folder.path, renderer)
-    values: dict[str, Derived[Any]] = {} if tokens is None else {"adapter.train_tokens": tokens}
+    settled, values = settle_text(recipe, renderer)
+    settled, tokens = settle_tokens(settled, facts, folder.path, renderer)
+    values |= {} if tokens is None else {"adapter.train_tokens": tokens}
     if counts is not None:
         return settled, values, counts, []
     assert renderer is not None

@@ -11,9 +11,14 @@ from tunesmith.errors import RecipeError
 from tunesmith.models import names
 from tunesmith.models.blocks import bottleneck_parts
 from tunesmith.models.facts import ModelFacts
+from tunesmith.planning.prompts import trained_numbers
 from tunesmith.recipe.adapters import PARTIAL_CHOICES, AdapterSection, FullSection, HeadOnlySection, PartialSection
 from tunesmith.recipe.bottleneck import BottleneckPart, BottleneckSection
 from tunesmith.recipe.low_rank import AddedSection, GraloraSection, LoraSection, LowRankSection
+from tunesmith.recipe.prompts import VirtualSection, virtual_tokens_of
+
+VIRTUAL = "virtual_tokens"
+"""What ``Scope.adapted`` calls an adapter's virtual tokens."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,7 @@ class Scope:
         rows: matrices of which single rows train -> elements of those rows.
         first_layer: lowest layer that a gradient must pass; the number of layers when only what follows them trains.
         head: elements of a head that the objective puts on the model.
+        virtual_tokens: positions that an adapter takes in front of every example.
     """
 
     kind: str
@@ -52,6 +58,7 @@ class Scope:
     first_layer: int
     rows: Mapping[str, int] = field(default_factory=dict)
     head: int = 0
+    virtual_tokens: int = 0
 
     @property
     def num_trainable(self) -> int:
@@ -95,6 +102,9 @@ def scope_of(facts: ModelFacts, section: AdapterSection, head: int = 0) -> Scope
         parts = bottleneck_parts(facts.tensors, section, facts.hidden_size)
         adapted = {name: part.num_parameters(facts.hidden_size) for name, part in parts.items()}
         kept = max(_kept(facts, part) for part in parts.values())
+    elif isinstance(section, VirtualSection):
+        chosen = set(_matching(section.also_train, facts, "adapter.also_train"))
+        adapted = {VIRTUAL: trained_numbers(facts, section)}
     else:
         chosen = set(_matching(section.also_train, facts, "adapter.also_train"))
         adapted = {name: _part_size(facts, section, name) for name in lora_targets(facts, section.targets)}
@@ -115,6 +125,7 @@ def scope_of(facts: ModelFacts, section: AdapterSection, head: int = 0) -> Scope
         first_layer=first_layer(facts, [*chosen, *adapted, *rows]),
         rows=rows,
         head=head,
+        virtual_tokens=virtual_tokens_of(section),
     )
 
 
@@ -137,7 +148,7 @@ def _nothing(head: int) -> set[str]:
 def wide_rank_notes(facts: ModelFacts, scope: Scope) -> list[str]:
     """A sentence on each kind of layer whose smaller side the rank exceeds, in which no update has that rank."""
     kinds: dict[tuple[str, int], int] = {}
-    for name in () if scope.kind == "bottleneck" else scope.adapted:
+    for name in () if scope.kind == "bottleneck" or scope.virtual_tokens else scope.adapted:
         narrow = min(facts.tensors[f"{name}.weight"])
         if narrow < scope.rank:
             kind = (name.rpartition(".")[2], narrow)
@@ -294,6 +305,6 @@ def first_layer(facts: ModelFacts, chosen: Iterable[str]) -> int:
         is_start = names.is_position_embedding(name) or (names.is_embedding(name) and not names.is_head(name))
         if index is not None:
             lowest = min(lowest, index)
-        elif is_start:
+        elif is_start or name == VIRTUAL:
             lowest = 0
     return lowest

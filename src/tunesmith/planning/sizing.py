@@ -41,13 +41,15 @@ def fit_to_memory(
         recompute: ``auto``, ``on`` or ``off``, as the recipe says.
         num_passes: how often the model runs over a pack before its backward pass.
     """
-    most, why = _most_tokens(settings)
+    row = settings.context + scope.virtual_tokens
+    most, why = _most_tokens(settings, row)
     share = counts.trained_tokens / counts.tokens if counts.tokens else 1.0
     chosen = settings
     memory = None
-    for tokens, again in _choices(most, settings.context, recompute):
+    for tokens, again in _choices(most, row, recompute):
         chosen = replace(settings, atom_tokens=tokens, recompute=again)
-        largest = replace(chosen, atom_tokens=num_passes * largest_pass(chosen, counts))
+        expected = largest_pass(chosen, counts, scope.virtual_tokens)
+        largest = replace(chosen, atom_tokens=num_passes * expected)
         memory = estimate_memory(facts, scope, largest, available_bytes, share)
         if memory.fits:
             break
@@ -57,8 +59,9 @@ def fit_to_memory(
     return chosen, memory, Derived(chosen.atom_tokens, why), _recompute_reason(chosen, memory, recompute)
 
 
-def largest_pass(settings: Settings, counts: Counts) -> int:
-    """Tokens of the largest pass to expect: at most ``atom_tokens``, less where a whole step is smaller.
+def largest_pass(settings: Settings, counts: Counts, virtual: int = 0) -> int:
+    """Tokens of the largest pass to expect, ``virtual`` ones of each example included: at most ``atom_tokens``, less where a
+    whole step is smaller.
 
     The length of a step is a sum of independent draws; four standard deviations above its mean are hardly ever reached.
     """
@@ -67,21 +70,21 @@ def largest_pass(settings: Settings, counts: Counts) -> int:
     rows = min(settings.batch_size, settings.micro_batch_size or settings.batch_size)
     mean = counts.tokens / counts.rows
     variance = max(0.0, mean * (counts.attended - mean))
-    likely = math.ceil(rows * mean + 4 * math.sqrt(rows * variance))
-    return min(settings.atom_tokens, max(likely, counts.longest or 0))
+    likely = math.ceil(rows * (mean + virtual) + 4 * math.sqrt(rows * variance))
+    return min(settings.atom_tokens, max(likely, (counts.longest or 0) + virtual))
 
 
-def _most_tokens(settings: Settings) -> tuple[int, str]:
+def _most_tokens(settings: Settings, row: int) -> tuple[int, str]:
     usual = CUDA_ATOM_TOKENS if settings.device == "cuda" else CPU_ATOM_TOKENS
     most, why = usual, f"usual for {settings.device}"
-    whole = settings.batch_size * settings.context
+    whole = settings.batch_size * row
     if whole < most:
-        most, why = whole, f"{settings.batch_size} examples of {settings.context:,} tokens, a whole step"
-    if settings.micro_batch_size is not None and settings.micro_batch_size * settings.context < most:
-        most = settings.micro_batch_size * settings.context
-        why = f"{settings.micro_batch_size} examples of {settings.context:,} tokens, `micro_batch_size`"
-    if most < settings.context:
-        most, why = settings.context, "one example as long as the context"
+        most, why = whole, f"{settings.batch_size} examples of {row:,} tokens, a whole step"
+    if settings.micro_batch_size is not None and settings.micro_batch_size * row < most:
+        most = settings.micro_batch_size * row
+        why = f"{settings.micro_batch_size} examples of {row:,} tokens, `micro_batch_size`"
+    if most < row:
+        most, why = row, "one example as long as the context"
     return most, why
 
 

@@ -14,6 +14,7 @@ from tunesmith.errors import RecipeError
 from tunesmith.models import names
 from tunesmith.models.chat_tokens import untrained
 from tunesmith.models.facts import ModelFacts
+from tunesmith.planning.prompts import asks_text
 from tunesmith.planning.scope import scope_of
 from tunesmith.planning.settings import GIVEN, Derived
 from tunesmith.recipe.adapters import AdapterSection
@@ -52,8 +53,10 @@ def untrained_tokens(folder: Path, facts: ModelFacts, renderer: Renderer) -> lis
 
 
 def asks_tokenizer(recipe: Recipe) -> bool:
-    """Whether ``settle_tokens`` needs the recipe's renderer."""
+    """Whether ``settle_tokens`` or ``settle_text`` needs the recipe's renderer."""
     section = recipe.adapter
+    if asks_text(recipe):
+        return True
     if not isinstance(section, AddedSection) or section.train_tokens == "none":
         return False
     return section.train_tokens != "auto" or isinstance(recipe.objective, SftSection)

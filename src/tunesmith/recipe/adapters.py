@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field
 from tunesmith.errors import RecipeError
 from tunesmith.recipe.bottleneck import BottleneckSection
 from tunesmith.recipe.low_rank import GraloraSection, LoraSection
+from tunesmith.recipe.prompts import PromptSection, PTuningSection
 from tunesmith.recipe.section import Section
 
 
@@ -75,6 +76,15 @@ def _default_type(value: Any) -> Any:
     return {"type": "lora", **value} if isinstance(value, dict) and "type" not in value else value
 
 
-AdapterSection = FullSection | PartialSection | HeadOnlySection | LoraSection | GraloraSection | BottleneckSection
+AdapterSection = (
+    FullSection
+    | PartialSection
+    | HeadOnlySection
+    | LoraSection
+    | GraloraSection
+    | BottleneckSection
+    | PromptSection
+    | PTuningSection
+)
 
 AdapterField = Annotated[AdapterSection, Field(discriminator="type"), BeforeValidator(_default_type)]

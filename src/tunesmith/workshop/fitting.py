@@ -163,7 +163,7 @@ class Fit:
         options = WatchdogOptions(stop_after_seconds=None if minutes is None else minutes * 60)
         watchdog = Watchdog(self.run.path, options, interrupts, say, self._last_words)
         trainer = Trainer(
-            model, self.objective, adapter, self._stream(), self._options(model, adapter), checkpoints,
+            model, self.objective, adapter, self._stream(adapter), self._options(model, adapter), checkpoints,
             hooks=hooks, name_row=lambda row: str(self.data.train.origin(row)), say=say,
             tell_layers=self._tell_layers, interrupts=interrupts,
             watchdog=watchdog if self.ranks.is_main else None, ranks=self.ranks, arrange=self._arrange(model),
@@ -265,12 +265,13 @@ class Fit:
         )
         return early.best_step
 
-    def _stream(self) -> PackedStream:
+    def _stream(self, adapter: Adapter) -> PackedStream:
         settings = self.settings
         options = StreamOptions(
             batch_size=settings.batch_size, total_steps=settings.total_steps, atom_tokens=settings.atom_tokens,
             seed=settings.seed, micro_batch_size=rows_of_a_pass(settings, self.ranks.size),
             source_weights=tuple(source.weight for source in self.recipe.data.train),
+            virtual_tokens=adapter.virtual_tokens,
         )  # fmt: skip
         return PackedStream(self.data.train, options, self._make_batch())
 

@@ -57,8 +57,10 @@ def open_machine(text: str, *, device: str | None = None, batch_tokens: int = 81
     headless = reference.head is not None
     model = load_model(reference.base.path, device=where, dtype=dtype, quantise=quantise, headless=headless)
     if reference.adapter is not None:
-        attach_saved(model, reference.adapter)
+        adapter = attach_saved(model, reference.adapter)
         model.to(where)
+        facts = read_facts(reference.base.path)
+        context = min(context, facts.context - adapter.virtual_tokens) if facts.context_stated else context
     model.eval()
     head = None if reference.head is None else _head_on(model, reference.head, context, batch_tokens)
     return Opened(text, assemble(model, renderer, context, batch_tokens, head), renderer)

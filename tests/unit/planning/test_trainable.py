@@ -19,6 +19,7 @@ from tunesmith.planning.bottleneck import bottleneck_values
 from tunesmith.planning.scope import scope_of, trainable_parameters, wide_rank_notes
 from tunesmith.recipe.adapters import FullSection, LoraSection, PartialSection
 from tunesmith.recipe.bottleneck import BottleneckSection
+from tunesmith.recipe.prompts import PromptSection, PTuningSection
 from tunesmith.recipe.root import Recipe
 
 
@@ -125,6 +126,11 @@ def test_all_linear_agrees_with_peft(families, family: str) -> None:
         BottleneckSection(placement="hybrid", layer_norm="after", reduction=5.5, train_tokens=[3]),
         BottleneckSection(preset="pfeiffer", also_train=["lm_head.weight"]),
         BottleneckSection(reduction=33),
+        PromptSection(num_tokens=5),
+        PromptSection(num_tokens=5, train_tokens=[3, 7], also_train=["*norm*"]),
+        PTuningSection(num_tokens=5),
+        PTuningSection(num_tokens=5, encoder_width=24),
+        PTuningSection(num_tokens=5, encoder="lstm", encoder_width=12, encoder_layers=3),
     ],
     ids=str,
 )
