@@ -102,7 +102,7 @@ class CausalLM(nn.Module):
         Virtual tokens of adapters go in here and leave no state.
         """
         if self.noise is not None:
-            self.noise.lengths = batch.lengths if self.training else None
+            self.noise.lengths = batch.lengths if self.hf.training else None
         front = front_of(self.hf)
         laid = front.lay(batch, self.hf.get_input_embeddings())
         result = self.base()(

@@ -70,6 +70,7 @@ def load_model(
     dropout: Mapping[str, float] | None = None,
     quantise: str = "none",
     headless: bool = False,
+    init_seed: int | None = None,
 ) -> CausalLM:
     """Load a language model from a folder in Hugging Face layout: a causal one, or an encoder.
 
@@ -81,6 +82,7 @@ def load_model(
         dropout: rates in training that replace the configuration's, by kind.
         quantise: how the linear layers hold their weights: ``none`` or one of ``quantised.KINDS``.
         headless: leave the language head out, which the folder then need not have.
+        init_seed: draw weights from this seed in place of those that are stored; None loads them.
 
     Raises:
         ModelError: what ``quantise`` needs is not installed; no such architecture, missing or unexpected weights, unknown logits.
@@ -91,18 +93,10 @@ def load_model(
     _quiet()
     try:
         _refuse_larger(config, kind, facts.num_parameters, folder)
-        with _weights_alone(folder) as beside:
-            hf, report = kind.from_pretrained(
-                beside,
-                config=config,
-                dtype=dtype if quantise == "none" else DTYPES[facts.dtype],
-                attn_implementation="sdpa",
-                use_safetensors=True,
-                local_files_only=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # they are refused below, by name
-            )
+        if init_seed is None:
+            hf, report = _stored(folder, kind, config, dtype if quantise == "none" else DTYPES[facts.dtype])
+        else:
+            hf, report = _drawn(kind, config, dtype, init_seed), {}
     except ModelError:
         raise
     except Exception as error:  # the classes of transformers fail on wrong values in every way there is
@@ -117,6 +111,31 @@ def load_model(
     if check:
         model.check_facade(where=str(folder))
     return model
+
+
+def _stored(folder: Path, kind: Any, config: Any, dtype: torch.dtype) -> tuple[Any, Mapping[str, Any]]:
+    """The module with the folder's weights, and what transformers reports of them."""
+    with _weights_alone(folder) as beside:
+        hf, report = kind.from_pretrained(
+            beside,
+            config=config,
+            dtype=dtype,
+            attn_implementation="sdpa",
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused by name
+        )
+    return hf, report
+
+
+def _drawn(kind: Any, config: Any, dtype: torch.dtype, seed: int) -> Any:
+    """The module with weights drawn as its family draws them; the process's generators are left as they were."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        hf = kind.from_config(config, dtype=torch.float32, attn_implementation="sdpa", trust_remote_code=False)
+    return hf.to(dtype).eval()
 
 
 def _place(hf: Any, folder: Path, quantise: str, dtype: torch.dtype, device: str) -> None:

@@ -17,15 +17,14 @@ from tunesmith.planning import defaults, memory, speeds
 from tunesmith.planning.base import num_head, open_base
 from tunesmith.planning.bottleneck import bottleneck_values
 from tunesmith.planning.cost import Time, disk_bytes, energy, passes, price, run_time
-from tunesmith.planning.dropout import dropout_notes
-from tunesmith.planning.early_stopping import early_stopping_notes
-from tunesmith.planning.freezing import freezing_notes, freezing_values, frozen_flops
-from tunesmith.planning.losses import loss_notes, passes_of_a_step, require_dropout
+from tunesmith.planning.freezing import freezing_values, frozen_flops
+from tunesmith.planning.losses import passes_of_a_step
 from tunesmith.planning.machine import Machine, detect
 from tunesmith.planning.memory import Memory
 from tunesmith.planning.prompts import settle_text
 from tunesmith.planning.sampling import estimate_counts
 from tunesmith.planning.scope import TrainableCount, scope_of, trainable_parameters, wide_rank_notes
+from tunesmith.planning.sentences import recipe_notes
 from tunesmith.planning.settings import GIVEN, Counts, Derived, Settings, typed
 from tunesmith.planning.settle import resolve_recipe, settle
 from tunesmith.planning.sizing import fit_to_memory
@@ -180,16 +179,15 @@ def make_plan(
     machine = machine or detect(recipe.machine)
     context = defaults.derive_context(recipe, facts)
     settled, tokens, counts, said = _read_sources(recipe, facts, folder, context, renderer, counts)
-    require_dropout(recipe, facts)
     scope, num_passes = scope_of(facts, settled.adapter, num_head(recipe, facts, counts)), passes_of_a_step(recipe)
-    notes = [*_model_notes(facts), *said, *_count_notes(counts), *wide_rank_notes(facts, scope), *loss_notes(recipe)]
+    notes = [*_model_notes(facts), *said, *_count_notes(counts), *wide_rank_notes(facts, scope)]
     settings, values = settle(recipe, facts, machine, counts, context)
     values |= tokens | bottleneck_values(recipe, facts) | freezing_values(recipe, facts, scope, settings)
-    notes += [*dropout_notes(recipe, facts, settings), *freezing_notes(recipe, facts, scope, settings)]
+    notes += recipe_notes(recipe, facts, scope, settings)
     settings, needed, values["training.atom_tokens"], values["training.recompute"] = fit_to_memory(
         facts, scope, settings, counts, machine.available_bytes, recipe.training.recompute, num_passes=num_passes
     )
-    notes += early_stopping_notes(recipe, settings) + ([] if needed.fits else [_does_not_fit(needed, settings)])
+    notes += [] if needed.fits else [_does_not_fit(needed, settings)]
     flops = num_passes * frozen_flops(recipe, facts, scope, settings, counts)
     key = SpeedKey(machine.fingerprint, machine.device, settings.precision, facts.shape_name, scope.kind)
     time = _time(recipe, key, flops, counts, notes, speeds_file)

@@ -40,6 +40,9 @@ class ModelSection(Section):
     an adapter trains on it."""
     dropout: DropoutSection = DropoutSection()
     """Rates of dropout in training; what is unset is as the model's configuration says."""
+    init: Literal["pretrained", "random"] = "pretrained"
+    """``random`` takes the model's shape, tokenizer and template and starts from random weights, drawn from ``seed``; with
+    ``adapter: {type: full}`` alone."""
 
 
 def _from_name(value: Any) -> Any:

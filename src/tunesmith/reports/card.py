@@ -97,7 +97,7 @@ def _metadata(facts: Facts, measures: list[Measure]) -> str:
     objective = str(as_mapping(facts.recipe.get("objective")).get("type") or "")
     lines = [
         "---",
-        f"base_model: {_quoted(_base_name(facts))}",
+        *([] if facts.from_scratch else [f"base_model: {_quoted(_base_name(facts))}"]),
         f"library_name: {_quoted(_LIBRARIES.get(adapter, 'transformers'))}",
     ]
     lines += [
@@ -146,7 +146,10 @@ def _origin(facts: Facts) -> str:
     }
     version = as_mapping(facts.environment.get("versions")).get("tunesmith")
     made = f"Tunesmith {version}" if version else "Tunesmith"
-    return f"{_safe(_base_name(facts))}, tuned with {_safe(made)}: {kind.get(str(adapter.get('type')), 'an unknown scope')}, on {_safe(_dataset_name(facts))}."
+    base = _safe(_base_name(facts))
+    if facts.from_scratch:
+        return f"The shape of {base}, trained from random weights with {_safe(made)} on {_safe(_dataset_name(facts))}."
+    return f"{base}, tuned with {_safe(made)}: {kind.get(str(adapter.get('type')), 'an unknown scope')}, on {_safe(_dataset_name(facts))}."
 
 
 def _warnings(facts: Facts) -> list[str]:

@@ -61,6 +61,11 @@ class Facts:
         return clock(self.events[0].get("time"))[:10].strip(DASH) if self.events else ""
 
     @property
+    def from_scratch(self) -> bool:
+        """Whether training started from random weights in the shape of the base."""
+        return as_mapping(self.recipe.get("model")).get("init") == "random"
+
+    @property
     def optimistic(self) -> bool:
         """Whether every scored row also stopped or selected: no test rows stood behind the verdict."""
         if isinstance(self.comparison.get("optimistic"), bool):

@@ -98,7 +98,7 @@ def subtitle(facts: Facts) -> str:
     }.get(kind, kind)
     rows = wording.as_number(facts.ledger.get("trained"))
     words = [
-        str(model),
+        f"the shape of {model} from random weights" if facts.from_scratch else str(model),
         scope,
         f"objective {objective}" if objective else "",
         f"{wording.count(rows)} training rows" if rows else "",

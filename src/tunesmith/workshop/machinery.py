@@ -14,6 +14,7 @@ from tunesmith.data.prepared import Prepared
 from tunesmith.data.rendering import Renderer
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.engine.precision import DTYPES
+from tunesmith.engine.randomness import seed_for
 from tunesmith.models.causal_lm import CausalLM
 from tunesmith.models.generation import Generator
 from tunesmith.models.loading import load_model
@@ -73,7 +74,7 @@ def weights_dtype(settings: Settings) -> torch.dtype:
 
 
 def load_base(folder: Path, recipe: Recipe, settings: Settings) -> CausalLM:
-    """The recipe's base on the plan's device and in the plan's type, with the recipe's dropout.
+    """The recipe's base, or its shape alone, on the plan's device and in the plan's type, with the recipe's dropout.
 
     Its language head is left out where the objective brings a head of its own.
     """
@@ -85,6 +86,7 @@ def load_base(folder: Path, recipe: Recipe, settings: Settings) -> CausalLM:
         dropout=recipe.model.dropout.rates(),
         quantise=recipe.model.quantise,
         headless=is_headed(recipe),
+        init_seed=seed_for(recipe.seed, "init") if recipe.model.init == "random" else None,
     )
 
 
