@@ -30,6 +30,7 @@ from tunesmith.engine.options import TrainerOptions
 from tunesmith.engine.trainer import Trainer
 from tunesmith.models.causal_lm import CausalLM
 from tunesmith.models.generation import Generator
+from tunesmith.models.quantised import quantise
 from tunesmith.objectives.next_token import NextToken
 from tunesmith.recipe.adapters import AdapterField
 from tunesmith.records import Origin, Row, Text
@@ -43,6 +44,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "pissa": {"type": "lora", "rank": 16, "init": "pissa"},
     "gralora": {"type": "gralora", "rank": 16, "blocks": 2},
     "gralora-64": {"type": "gralora", "rank": 64, "blocks": 4},
+    "bottleneck": {"type": "bottleneck"},
     "partial": {"type": "partial", "last_layers": 2},
     "full": {"type": "full"},
 }
@@ -50,8 +52,8 @@ _SKIPPED = 2
 _ANSWER_TOKENS = 48
 
 
-def make_base(shape: str, device: torch.device, dtype: torch.dtype) -> CausalLM:
-    """A random Llama of a shape on the device."""
+def make_base(shape: str, device: torch.device, dtype: torch.dtype, kind: str) -> CausalLM:
+    """A random Llama of a shape on the device, its linear layers packed as asked."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     values = {"tie_word_embeddings": True, "max_position_embeddings": 8192, "bos_token_id": 0, "eos_token_id": 1}
@@ -62,6 +64,10 @@ def make_base(shape: str, device: torch.device, dtype: torch.dtype) -> CausalLM:
             model = LlamaForCausalLM(LlamaConfig(**{**values, **SHAPES[shape]}))
     finally:
         torch.set_default_dtype(before)
+    if kind != "none":
+        quantise(model, kind, dtype, device)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
     return CausalLM(model)
 
 
@@ -147,6 +153,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=8192)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--recompute", action="store_true")
+    parser.add_argument("--quantise", default="none", choices=["none", "nf4", "int8", "fp8"])
     given = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -155,11 +162,11 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             store = make_rows(folder / "rows", SHAPES[shape]["vocab_size"], given.tokens, 4 * given.steps)
-            model = make_base(shape, device, dtype)
+            model = make_base(shape, device, dtype, given.quantise)
             if given.recompute:
                 model.recompute_activations()
             print(
-                f"\n{shape}: base alone {latency(model, device):.2f} ms a token; {given.tokens} tokens a step, recompute {given.recompute}\n"
+                f"\n{shape}: base alone {latency(model, device):.2f} ms a token; {given.tokens} tokens a step, recompute {given.recompute}, base {given.quantise}\n"
             )
             print(
                 "| method | trained | tokens/s | peak GB | start s | file MB | ms a token |\n|---|---|---|---|---|---|---|",
@@ -173,7 +180,7 @@ def main() -> None:
                     del model
                     if device.type == "cuda":
                         torch.cuda.empty_cache()
-                    model = make_base(shape, device, dtype)
+                    model = make_base(shape, device, dtype, given.quantise)
                 print(line, flush=True)
 
 

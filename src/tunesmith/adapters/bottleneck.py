@@ -124,7 +124,7 @@ class BottleneckAdapter(AddedAdapter):
     def choose_sites(self, model: nn.Module) -> dict[str, nn.Module]:
         """Sub-layers of the section's kinds, or those that were given."""
         if not self._are_given:
-            self.parts = bottleneck_parts(parameters.own_names(model), self.section, width_of(model))
+            self.parts = bottleneck_parts(parameters.weight_names(model), self.section, width_of(model))
         self._width = width_of(model)
         sites = {name: model.get_submodule(name) for name in self.parts}
         for name, site in sites.items():

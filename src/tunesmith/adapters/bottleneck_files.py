@@ -13,7 +13,7 @@ from tunesmith.adapters import stored
 from tunesmith.adapters.added import AddedAdapter
 from tunesmith.adapters.bottleneck import BottleneckAdapter, width_of
 from tunesmith.adapters.bottleneck_layout import FORMAT, TYPE, shapes
-from tunesmith.adapters.parameters import own_names
+from tunesmith.adapters.parameters import weight_names
 from tunesmith.adapters.stored import CONFIGURATION, SAVE_AGAIN, WEIGHTS, Rows, StoredAdapter
 from tunesmith.adapters.trained_tokens import SUFFIX
 from tunesmith.errors import ModelError, RecipeError
@@ -32,7 +32,7 @@ class StoredBottleneck(StoredAdapter):
 
     def require_fit(self, model: nn.Module, state: Mapping[str, Tensor]) -> None:
         """Each module must be a sub-layer that may have such a part, and the model as wide as the parts."""
-        names, hidden = list(own_names(model)), width_of(model)
+        names, hidden = weight_names(model), width_of(model)
         known = {block.name: block for kind in KINDS for block in blocks(names, kind)}
         for name, part in self.parts.items():
             block = known.get(name)

@@ -25,14 +25,14 @@ class DoraWeights(LoraWeights):
         B: fp32 OR; B A may be anything at the start, the length is that of the base plus it.
         scale: factor of the update.
         dropout: probability of dropping an input of A, and of the base where the direction is changed, while training.
-        weight_OI: the base's weight, fp32.
+        weight_OI: the base's weight, fp32, where A and B lie.
     """
 
     def __init__(self, A: Tensor, B: Tensor, scale: float, dropout: float, weight_OI: Tensor) -> None:
         super().__init__(A, B, scale, dropout)
         self.squares_O: Tensor
-        self.register_buffer("squares_O", weight_OI.square().sum(1).to(A.device), persistent=False)
-        self.magnitude = nn.Parameter(self.row_lengths(weight_OI.to(A.device)))
+        self.register_buffer("squares_O", weight_OI.square().sum(1), persistent=False)
+        self.magnitude = nn.Parameter(self.row_lengths(weight_OI))
 
     def forward(self, x: Tensor, y: Tensor, base_y: Tensor, site: Any) -> Tensor:
         """Return ``y`` plus what turns the base's output into that of W'."""

@@ -41,7 +41,8 @@ class LoraAdapter(LinearAdapter):
         else:
             A, B = lora_layer.uniform_matrix(generator, rank, num_in), torch.zeros(num_out, rank)
         if section.dora:
-            return DoraWeights(A, B, scale, section.dropout, lora_layer.weight_of(layer))
+            weight_OI = lora_layer.weight_of(layer)
+            return DoraWeights(A.to(weight_OI.device), B.to(weight_OI.device), scale, section.dropout, weight_OI)
         return LoraWeights(A, B, scale, section.dropout)
 
     def groups(self) -> list[ParamGroup]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tunesmith.adapters.sites import Part
 from tunesmith.errors import RecipeError, RunError
 from tunesmith.models.names import matches
+from tunesmith.models.quantised import QuantisedLinear
 from tunesmith.models.token_rows import TokenRows
 from tunesmith.types import ParamGroup
 
@@ -26,6 +27,12 @@ def own_names(model: nn.Module) -> dict[str, nn.Parameter]:
     parts = [module for module in model.modules() if isinstance(module, Part | TokenRows)]
     added = {id(parameter) for part in parts for parameter in part.parameters()}
     return {name: part for name, part in model.named_parameters(remove_duplicate=False) if id(part) not in added}
+
+
+def weight_names(model: nn.Module) -> list[str]:
+    """Names of the model's own parameters, and of weights that are packed and so no parameters."""
+    packed = [f"{name}.weight" for name, module in model.named_modules() if isinstance(module, QuantisedLinear)]
+    return [*own_names(model), *packed]
 
 
 def own_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

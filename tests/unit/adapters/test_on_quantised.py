@@ -11,6 +11,7 @@ from tunesmith.adapters import build, lora_layer
 from tunesmith.adapters.dora import DoraWeights
 from tunesmith.adapters.peft_files import attach_read, read_adapter, write_adapter
 from tunesmith.models.quantised import KINDS, dequantise, quantise
+from tunesmith.recipe.bottleneck import BottleneckSection
 from tunesmith.recipe.low_rank import GraloraSection, LoraSection
 from tunesmith.types import CannotMerge
 
@@ -88,6 +89,25 @@ def test_what_trained_on_it_is_read_by_peft_on_the_unpacked_base(make, ids, stir
     again = packed(make, family, "nf4")
     attach_read(again, *read_adapter(tmp_path))
     assert relative(logits(again, ids), expected) < 1e-6
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("placement", ["sequential", "parallel"])
+def test_bottlenecks_stand_at_the_blocks_of_a_packed_base(make, ids, stir, tmp_path, family, placement):
+    section = BottleneckSection(placement=placement, reduction=4)
+    model, plain = packed(make, family, "nf4"), packed(make, family, "nf4")
+    dequantise(plain)
+    found = []
+    for network in (model, plain):
+        adapter = build(section, 3)
+        adapter.attach(network)
+        stir(adapter)
+        found.append(logits(network, ids))
+    assert relative(found[0], found[1]) < 1e-5
+    write_adapter(tmp_path, adapter, "base")
+    again = packed(make, family, "nf4")
+    attach_read(again, *read_adapter(tmp_path))
+    assert relative(logits(again, ids), found[0]) < 1e-5
 
 
 def test_peft_cannot_put_gralora_on_a_packed_base(make):
