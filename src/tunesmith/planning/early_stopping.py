@@ -5,7 +5,7 @@ from __future__ import annotations
 from tunesmith.errors import RecipeError
 from tunesmith.planning.settings import Settings
 from tunesmith.recipe.data import SplitSection
-from tunesmith.recipe.objectives import ClmSection
+from tunesmith.recipe.objectives import ClmSection, SftSection
 from tunesmith.recipe.root import Recipe
 
 _KEY = "training.early_stopping"
@@ -46,9 +46,11 @@ def early_stopping_notes(recipe: Recipe, settings: Settings) -> list[str]:
 
 def _require_answers(recipe: Recipe) -> None:
     section = recipe.training.early_stopping
-    if section is not None and section.metric != "loss" and isinstance(recipe.objective, ClmSection):
+    if section is not None and section.metric != "loss" and not isinstance(recipe.objective, SftSection):
+        documents = isinstance(recipe.objective, ClmSection)
+        none = "documents under `clm` have none" if documents else "a head writes none"
         raise RecipeError(
-            f"early stopping on `{section.metric}` watches answers, and documents under `clm` have none",
+            f"early stopping on `{section.metric}` watches written answers, and {none}",
             where=f"{_KEY}.metric",
             hint="stop on `loss`",
         )

@@ -31,10 +31,13 @@ def test_what_a_metric_of_answers_costs_is_told_and_documents_have_none(make_set
     (said,) = early_stopping_notes(_watching(metric), settings)
     assert f"up to 1,000 validation rows{', each whole and cut' if metric.startswith('instr') else ''} for" in said
     assert metric in said
-    with pytest.raises(RecipeError, match="watches answers, and documents under `clm` have none") as caught:
+    with pytest.raises(RecipeError, match="watches written answers, and documents under `clm`") as caught:
         early_stopping_notes(_watching(metric, type="clm"), settings)
     assert caught.value.where == "training.early_stopping.metric"
-    assert early_stopping_notes(_watching("loss", type="clm"), settings) == []
+    with pytest.raises(RecipeError, match="watches written answers, and a head writes none"):
+        early_stopping_notes(_watching(metric, type="classify"), settings)
+    for kind in ("clm", "classify"):
+        assert early_stopping_notes(_watching("loss", type=kind), settings) == []
 
 
 def _can_stop(patience: int, every: int, total: int) -> bool:
