@@ -51,13 +51,17 @@ def test_the_plan_and_the_page_show_rates_and_layers(desk: Path, call: Call, wri
     """The small model has two layers and a tied head, which is the embedding."""
     recipe = write(adapter=FULL, training=TRAINING | {"freezing": UNFREEZING})
     plan = call("plan", recipe).out
-    for words in ("0.0005 layer 1", "0.000125 the embeddings", "layer 0: steps 4 to 8", "the embeddings: steps 7 to 8"):
+    for words in (
+        "layer 1 0.0005 peak rate; trains in all steps",
+        "layer 0 0.00025 peak rate; trains in steps 4 to 8",
+        "the embeddings 0.000125 peak rate; trains in steps 7 to 8",
+    ):
         assert words in " ".join(plan.split()), plan
     assert call("train", recipe).code == 0
     page = (RUN / "report.html").read_text(encoding="utf-8")
     assert "<strong>Trained parameters</strong>" in page
     assert "trained from step 4 on: layer 0" in page
-    assert "training.layer_rates" in page
+    assert "layers.the embeddings" in page
     assert call("train", write(adapter=FULL, training=TRAINING), "--run", "runs/plain").code == 0
     assert "<strong>Trained parameters</strong>" not in (Path("runs/plain") / "report.html").read_text(encoding="utf-8")
 

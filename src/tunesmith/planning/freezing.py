@@ -75,46 +75,45 @@ def depths_of(facts: ModelFacts, scope: Scope) -> list[int]:
 
 
 def freezing_values(recipe: Recipe, facts: ModelFacts, scope: Scope, settings: Settings) -> dict[str, Derived[Any]]:
-    """Rates and windows in words, by recipe key."""
-    depths, values = depths_of(facts, scope), dict[str, Derived[Any]]()
-    rates = recipe.training.layer_rates
-    if rates is not None:
-        shown = [
-            f"{settings.learning_rate * rates.share(depth, facts.num_layers):.3g} {shown_depths([depth], facts.num_layers)}"
-            for depth in reversed(depths)
-        ]
-        values["training.layer_rates"] = Derived(
-            shown, f"each layer learns at {rates.decay:g} times the rate of the one above it"
+    """Peak rate of each depth and when it trains, from the top down, where the recipe tells layers apart.
+
+    Depths with the same rate and steps stand together; keys are ``layers.`` and their names.
+    """
+    rates, depths = recipe.training.layer_rates, depths_of(facts, scope)
+    table = timetable(recipe, settings, depths, facts.num_layers)
+    if rates is None and table is None:
+        return {}
+    found: dict[tuple[float, str], list[int]] = {}
+    for depth in reversed(depths):
+        share = 1.0 if rates is None else rates.share(depth, facts.num_layers)
+        window = table.windows.get(depth, Window()) if table is not None else Window()
+        rate = float(f"{settings.learning_rate * share * window.peak:.3g}")
+        found.setdefault((rate, _when(window, table, depth, settings)), []).append(depth)
+    return {
+        f"layers.{shown_depths(members, facts.num_layers)}": Derived(rate, when)
+        for (rate, when), members in found.items()
+    }
+
+
+def _when(window: Window, table: Timetable | None, depth: int, settings: Settings) -> str:
+    """The steps of a depth in words, counted from 1."""
+    if table is not None and table.rule is not None and depth < table.rule.top:
+        rule = table.rule
+        return (
+            f"peak rate; trains until its gradients and those below hardly change, looked at every {rule.interval:,} steps from "
+            f"step {2 * rule.interval:,} on"
         )
-    section, table = recipe.training.freezing, timetable(recipe, settings, depths, facts.num_layers)
-    if section is None or table is None:
-        return values
-    if table.rule is not None:
-        words = [f"looked at every {table.rule.interval:,} steps, from step {2 * table.rule.interval:,} on"]
-        reason = "layers whose gradients hardly change are frozen from the input up; how many is seen on the way"
-    else:
-        words = _words(table, depths, settings)
-        reason = _REASONS[section.type]
-    return values | {"training.freezing": Derived(words, reason)}
+    first, last = window.first + 1, _end(window, settings)
+    if first > last:
+        return "never trains"
+    when = "all steps" if (first, last) == (1, settings.total_steps) else f"steps {first:,} to {last:,}"
+    fall = " by a cosine of its own" if window.falls_from is not None else ""
+    return f"peak rate; trains in {when}{fall}"
 
 
-_REASONS = {
-    "unfreeze_gradually": "the topmost layers train first, the others from the top down (ULMFiT)",
-    "freezeout": "each layer falls by a cosine of its own and is frozen at its end, the lowest first; the last trains throughout",
-}
-
-
-def _words(table: Timetable, depths: list[int], settings: Settings) -> list[str]:
-    """Depths that change together, each with its steps; steps are counted from 1."""
-    spans: dict[tuple[int, int], list[int]] = {}
-    for depth in depths:
-        window = table.windows.get(depth, Window())
-        last = min(settings.total_steps, math.ceil(window.end) if math.isfinite(window.end) else settings.total_steps)
-        spans.setdefault((window.first + 1, last), []).append(depth)
-    return [
-        f"{shown_depths(members, table.num_layers)}: {f'steps {first:,} to {last:,}' if first <= last else 'never'}"
-        for (first, last), members in spans.items()
-    ]
+def _end(window: Window, settings: Settings) -> int:
+    """The step that no longer trains a depth; the number of steps where all do."""
+    return min(settings.total_steps, math.ceil(min(window.end, settings.total_steps)))
 
 
 def freezing_notes(recipe: Recipe, facts: ModelFacts, scope: Scope, settings: Settings) -> list[str]:
@@ -165,8 +164,7 @@ def _stretches(table: Timetable, facts: ModelFacts, scope: Scope, settings: Sett
     edges = {0, settings.total_steps}
     for depth in depths:
         window = table.windows.get(depth, Window())
-        ends = [window.first, math.ceil(window.end) if math.isfinite(window.end) else settings.total_steps]
-        edges.update(edge for edge in ends if 0 < edge < settings.total_steps)
+        edges.update(edge for edge in (window.first, _end(window, settings)) if 0 < edge < settings.total_steps)
     ordered = sorted(edges)
     for start, end in pairwise(ordered):
         trains = {depth for depth in depths if table.share(depth, start) > 0}

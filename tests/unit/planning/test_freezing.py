@@ -131,13 +131,26 @@ def test_autofreeze_looks_at_whole_intervals(settings) -> None:
 def test_values_say_rates_and_steps(tiny, settings) -> None:
     told = recipe({"type": "full"}, layer_rates={"decay": 0.5}, freezing={"type": "unfreeze_gradually", "layers": 2})
     values = freezing_values(told, tiny, scope_of(tiny, told.adapter), run(settings, 30, 10, learning_rate=1e-3))
-    assert values["training.layer_rates"].value == [
-        "0.001 what follows the layers", "0.0005 layer 2", "0.00025 layer 1", "0.000125 layer 0", "6.25e-05 the embeddings",
-    ]  # fmt: skip
-    assert "0.5 times" in values["training.layer_rates"].reason
-    assert values["training.freezing"].value == [
-        "the embeddings: steps 21 to 30", "layers 0 to 1: steps 11 to 30", "layer 2, what follows the layers: steps 1 to 30",
-    ]  # fmt: skip
+    assert [(key, item.value, item.reason) for key, item in values.items()] == [
+        ("layers.what follows the layers", 1e-3, "peak rate; trains in all steps"),
+        ("layers.layer 2", 5e-4, "peak rate; trains in all steps"),
+        ("layers.layer 1", 2.5e-4, "peak rate; trains in steps 11 to 30"),
+        ("layers.layer 0", 1.25e-4, "peak rate; trains in steps 11 to 30"),
+        ("layers.the embeddings", 6.25e-5, "peak rate; trains in steps 21 to 30"),
+    ]
+    told = recipe({"type": "full"}, freezing={"type": "unfreeze_gradually", "layers": 3, "every": 30})
+    values = freezing_values(told, tiny, scope_of(tiny, told.adapter), run(settings, 30, 10, learning_rate=1e-3))
+    assert {key: item.reason for key, item in values.items()} == {
+        "layers.layer 2, what follows the layers": "peak rate; trains in all steps",
+        "layers.the embeddings, layers 0 to 1": "never trains",
+    }
+    told = recipe({"type": "full"}, freezing={"type": "autofreeze", "intervals": 3})
+    values = freezing_values(told, tiny, scope_of(tiny, told.adapter), run(settings, 30, 10))
+    assert "every 10 steps from step 20 on" in values["layers.the embeddings, layers 0 to 2"].reason
+    told = recipe({"type": "full"}, freezing={"type": "freezeout", "first": 0.5, "cubed": False})
+    values = freezing_values(told, tiny, scope_of(tiny, told.adapter), run(settings, 30, 10, learning_rate=1e-3))
+    assert values["layers.the embeddings"].value == 2e-3
+    assert values["layers.the embeddings"].reason == "peak rate; trains in steps 1 to 15 by a cosine of its own"
     assert freezing_values(recipe(), tiny, scope_of(tiny, LoraSection()), settings) == {}
 
 
