@@ -11,6 +11,7 @@ import torch
 from tests.loops import LENGTHS, OPTIONS, MemoryStore, Recorder
 from tests.tiny import batch, family
 from tunesmith.adapters import build
+from tunesmith.adapters.depths import by_depth
 from tunesmith.data.loader import PackedStream, StreamOptions
 from tunesmith.engine.checkpoint import CheckpointFolder
 from tunesmith.engine.randomness import use_deterministic
@@ -37,7 +38,9 @@ def trainer_on_gpu(folder: Path, scope: str, steps: int = 12, **changes: Any) ->
     stream = PackedStream(MemoryStore(LENGTHS), StreamOptions(8, steps, 4096, options.seed))  # type: ignore[arg-type]
     recorder = Recorder()
     checkpoints = CheckpointFolder(folder, "run", keep=options.keep_checkpoints)
-    return Trainer(model, NextToken(), adapter, stream, options, checkpoints, hooks=[recorder]), recorder
+    arrange = (lambda groups: by_depth(groups, 2, None)) if options.timetable else list
+    trainer = Trainer(model, NextToken(), adapter, stream, options, checkpoints, hooks=[recorder], arrange=arrange)
+    return trainer, recorder
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "mistral"])

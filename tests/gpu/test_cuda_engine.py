@@ -19,6 +19,7 @@ from tunesmith.engine.numbers import DeferredNumbers
 from tunesmith.engine.recovery import GuardOptions
 from tunesmith.engine.spikes import SpikeOptions
 from tunesmith.engine.trainer import Trainer
+from tunesmith.engine.windows import PrefixRule, Timetable, Window
 from tunesmith.errors import GuardStopped
 from tunesmith.objectives.next_token import NextToken
 from tunesmith.types import Loss
@@ -84,6 +85,29 @@ def test_a_step_makes_the_host_wait_for_nothing(tmp_path: Path, scope: str, prec
             trainer._report(wait=False)
     trainer._report(wait=True)
     assert trainer.reckoning.updates == 5
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        Timetable({0: Window(end=2), 1: Window(end=3), 2: Window(first=2, warmup=2)}, num_layers=2),
+        Timetable(rule=PrefixRule(interval=100, percentile=50, top=3), num_layers=2),
+    ],
+    ids=["windows", "rule"],
+)
+def test_freezing_and_unfreezing_make_the_host_wait_for_nothing(tmp_path: Path, table: Timetable) -> None:
+    trainer, _ = trainer_on_gpu(tmp_path, "full", timetable=table)
+    stream = iter(trainer.stream)
+    trainer._one_step(next(stream))
+    trainer._report(wait=True)
+    with no_waiting():
+        for _ in range(4):
+            facts = trainer._one_step(next(stream))
+            facts["seconds"] = 0.0
+            trainer._report(wait=False)
+    trainer._report(wait=True)
+    assert trainer.reckoning.updates == 5
+    assert trainer.pace.frozen == frozenset({0, 1} if table.windows else ())
 
 
 def test_numbers_arrive_in_order_and_are_those_of_their_step() -> None:

@@ -134,6 +134,17 @@ def freezing_notes(recipe: Recipe, facts: ModelFacts, scope: Scope, settings: Se
             "early stopping may end the run before all layers are unfrozen: patience counts from the first evaluation on "
             "(training.early_stopping, training.freezing)"
         )
+    guards = [
+        key
+        for key, is_set in (
+            ("training.guards.spikes", recipe.training.guards.spikes), ("training.adaptive_clip", recipe.training.adaptive_clip),
+        )
+        if is_set is not None
+    ]  # fmt: skip
+    if isinstance(section, GradualUnfreezingSection) and guards:
+        notes.append(
+            f"the gradient norm rises with each layer that is unfrozen, and {' and '.join(guards)} may take that for a spike"
+        )
     if isinstance(section, AutoFreezeSection):
         notes.append(
             "autofreeze keeps the sum of the gradients of an interval, 4 bytes more for each trained parameter; time and arithmetic "

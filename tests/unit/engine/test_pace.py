@@ -219,6 +219,16 @@ def test_below_the_lowest_trained_layer_there_is_no_graph(tmp_path: Path) -> Non
             assert (name not in saved) == (name in frozen), (step, name)
 
 
+def test_activations_that_are_computed_twice_change_nothing(tmp_path: Path) -> None:
+    """Checkpointed layers above a frozen prefix get their gradients all the same."""
+    plain, _ = _watched(tmp_path / "1", FREEZE)
+    trainer, _ = _trainer(tmp_path / "2", FREEZE)
+    trainer.model.recompute_activations()
+    trainer.run()
+    for name, tensor in plain.weights[12].items():
+        torch.testing.assert_close(trainer.adapter.state()[name], tensor, rtol=1e-5, atol=1e-6)
+
+
 def test_what_comes_later_is_tried_at_the_start(tmp_path: Path) -> None:
     """The first pass, which tries the memory, runs with all that will ever train, and leaves no gradient."""
     trainer, _ = _trainer(tmp_path, UNFREEZE)

@@ -160,6 +160,11 @@ def test_what_never_trains_is_said(tiny, settings) -> None:
     assert never.startswith("the embeddings, layer 0 would be unfrozen after step 20")
     assert "before all layers are unfrozen" in stopping
     assert freezing_notes(recipe(), tiny, scope_of(tiny, LoraSection()), settings) == []
+    told = recipe(
+        {"type": "full"}, freezing={"type": "unfreeze_gradually", "every": 1}, guards={"spikes": {}}, adaptive_clip={}
+    )
+    (guards,) = freezing_notes(told, tiny, scope_of(tiny, told.adapter), run(settings, 20, 10))
+    assert guards.endswith("training.guards.spikes and training.adaptive_clip may take that for a spike")
 
 
 def test_arithmetic_is_that_of_what_trains(tiny, settings) -> None:
