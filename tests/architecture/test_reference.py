@@ -1,4 +1,4 @@
-"""The reference on disk is what the code says."""
+"""The reference and the pictures on disk are what the code says."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-def test_reference_is_fresh() -> None:
-    tool = REPOSITORY / "tools" / "write_reference.py"
+@pytest.mark.parametrize("name", ["write_reference.py", "draw_layers.py"])
+def test_what_is_made_of_the_code_is_fresh(name: str) -> None:
+    tool = REPOSITORY / "tools" / name
     done = subprocess.run(
         [sys.executable, str(tool), "--check"], capture_output=True, text=True, timeout=60, check=False
     )

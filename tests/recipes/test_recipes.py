@@ -77,6 +77,7 @@ def check(run: RunFolder) -> None:
 def test_the_recipes_are_those_that_were_promised() -> None:
     promised = {"banking77-lora", "banking77-full", "banking77-partial", "helpdesk-lora", "instructions-alpaca"}
     promised |= {"instructions-sharegpt", "tools-glaive", "continued-pretraining"}
+    promised |= {"helpdesk-last-layers", "helpdesk-unfreezing", "helpdesk-freezeout"}
     assert promised <= set(NAMES)
 
 

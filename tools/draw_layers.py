@@ -1,0 +1,179 @@
+"""Draw which layers train: ``python tools/draw_layers.py`` writes docs/pictures/*.svg, ``--check`` says whether they are fresh.
+
+The pictures come from the code that trains: choices of layers from the recipe's sections, schedules from their timetables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+from tunesmith.engine.windows import Timetable, Window
+from tunesmith.planning.freezing import timetable
+from tunesmith.planning.settings import Settings
+from tunesmith.recipe.adapters import PartialSection
+from tunesmith.recipe.codec import parse
+
+FOLDER = Path(__file__).resolve().parents[1] / "docs" / "pictures"
+LAYERS = 8
+STEPS = 100
+_BOX, _GAP, _WIDE = 15, 3, 84
+_TOP = 44
+_STYLE = """
+  svg { font: 12px system-ui, sans-serif; background: #fcfcfa }
+  text { fill: #1c1d1f } .soft { fill: #5f6267; font-size: 10px }
+  .trained { fill: #1f5fbf } .frozen { fill: #d9d7d0 } .flow { stroke: #b9541a; stroke-width: 2; fill: none }
+  .in { fill: #fff; font-size: 10px } .out { fill: #5f6267; font-size: 10px }
+"""
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A model as boxes from the embeddings up: which depths train, and whether only the norms of each layer do."""
+
+    title: str
+    trained: frozenset[int]
+    only_norms: bool = False
+
+
+def _chosen(section: PartialSection) -> frozenset[int]:
+    return frozenset(layer + 1 for layer in section.chosen_layers(LAYERS))
+
+
+STACKS = (
+    Stack("type: full", frozenset(range(LAYERS + 2))),
+    Stack("last_layers: 2", _chosen(PartialSection(last_layers=2))),
+    Stack("first_layers: 2", _chosen(PartialSection(first_layers=2))),
+    Stack("every_nth: 3", _chosen(PartialSection(every_nth=3))),
+    Stack("norms: true", frozenset(range(1, LAYERS + 2)), only_norms=True),
+    Stack("embeddings: true", frozenset({0})),
+)
+
+
+def _name(depth: int) -> str:
+    return {0: "embeddings", LAYERS + 1: "norm, head"}.get(depth, f"layer {depth - 1}")
+
+
+def _level(depth: int) -> int:
+    """Upper edge of the box of a depth."""
+    return _TOP + (LAYERS + 1 - depth) * (_BOX + _GAP)
+
+
+def draw_stack(stack: Stack, left: int) -> list[str]:
+    """Boxes, and a line for the way of the gradient, which ends at the lowest trained depth."""
+    parts = [f'<text x="{left}" y="{_TOP - 24}">{stack.title}</text>']
+    for depth in range(LAYERS + 2):
+        trains, top = depth in stack.trained, _level(depth)
+        whole = trains and not stack.only_norms
+        parts.append(_rectangle(left, top, _WIDE, _BOX, "trained" if whole else "frozen"))
+        if trains and stack.only_norms:
+            parts += [
+                _rectangle(left + shift, top, 4, _BOX, "trained") for shift in ((4, 74) if depth <= LAYERS else (4,))
+            ]
+        parts.append(f'<text class="{"in" if whole else "out"}" x="{left + 12}" y="{top + 11}">{_name(depth)}</text>')
+    end, x = _level(min(stack.trained)) + _BOX // 2, left + _WIDE + 7
+    parts.append(f'<path class="flow" d="M{x} {_TOP - 6}V{end}m-3 -5l3 5l3 -5"/>')
+    return parts
+
+
+def draw_table(title: str, table: Timetable, left: int) -> list[str]:
+    """Depths over the steps of a run, coloured by their share of the largest rate; grey where frozen."""
+    wide = 190
+    parts = [f'<text x="{left}" y="{_TOP - 24}">{title}</text>']
+    for depth in range(LAYERS + 2):
+        shares = [table.share(depth, step) for step in range(STEPS)]
+        top, most = _level(depth), max(*shares, 1e-9)
+        parts.append(_rectangle(left, top, wide, _BOX, "frozen"))
+        shades = [round(0.25 + 0.75 * share / most, 1) if share > 0 else 0.0 for share in shares]
+        start = 0
+        for shade, same in groupby(shades):
+            end = start + len(list(same))
+            if shade:
+                x = left + wide * start / STEPS
+                parts.append(_rectangle(x, top, wide * (end - start) / STEPS, _BOX, "trained", f' opacity="{shade:g}"'))
+            start = end
+    bottom = _level(0) + _BOX
+    parts.append(f'<text class="soft" x="{left}" y="{bottom + 14}">first step</text>')
+    parts.append(f'<text class="soft" x="{left + wide}" y="{bottom + 14}" text-anchor="end">last step</text>')
+    return parts
+
+
+def _rectangle(x: float, y: float, width: float, height: float, kind: str, more: str = "") -> str:
+    return f'<rect class="{kind}" x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}"{more}/>'
+
+
+def _page(parts: Sequence[str], width: int, height: int, words: str) -> str:
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img">'
+    return "\n".join([head, f"<title>{words}</title>", f"<style>{_STYLE}</style>", *parts, "</svg>", ""])
+
+
+def partial() -> str:
+    """The scopes of ``adapter: {type: partial}`` beside full."""
+    step = _WIDE + 24
+    parts = [part for place, stack in enumerate(STACKS) for part in draw_stack(stack, 12 + place * step)]
+    parts.append(
+        f'<text class="soft" x="12" y="{_level(0) + _BOX + 16}">blue: trained; grey: frozen; the arrow is the way of the gradient</text>'
+    )
+    return _page(parts, 12 + len(STACKS) * step, _level(0) + _BOX + 28, "Which parameters train, by scope")
+
+
+def _table(freezing: dict[str, object]) -> Timetable:
+    values = {"name": "drawn", "model": "m", "data": {"train": ["d"]}, "training": {"freezing": freezing}}
+    settings = Settings(
+        learning_rate=1.0, total_steps=STEPS, steps_per_epoch=STEPS // 10, epochs=10.0, warmup_steps=0, batch_size=1,
+        micro_batch_size=None, atom_tokens=1, precision="fp32", weights_dtype="fp32", device="cpu", threads=1,
+        deterministic=True, recompute=False, checkpoint_every=1, keep_checkpoints=2, evaluate_every=1, log_every=1,
+        context=1, overlong="error", seed=0, clip=None, weight_decay=0.0, schedule="constant", decay_share=0.2,
+        optimiser="adamw", betas=(0.9, 0.999), momentum=0.9,
+    )  # fmt: skip
+    found = timetable(parse(values), settings, range(LAYERS + 2), LAYERS)
+    assert found is not None
+    return found
+
+
+def freezing() -> str:
+    """Schedules over the steps of a run; what autofreeze does depends on the data, so that its stairs are an example."""
+    stairs = {depth: Window(end=end) for depth, end in enumerate((20, 20, 20, 40, 40, 70, 90), 0)}
+    tables = (
+        ("unfreeze_gradually", _table({"type": "unfreeze_gradually", "warmup": 4})),
+        ("freezeout", _table({"type": "freezeout"})),
+        ("autofreeze (for example)", Timetable(stairs, num_layers=LAYERS)),
+    )
+    parts = [
+        f'<text class="soft" x="68" y="{_level(depth) + 11}" text-anchor="end">{_name(depth)}</text>'
+        for depth in range(LAYERS + 2)
+    ]
+    parts += [
+        part for place, (title, table) in enumerate(tables) for part in draw_table(title, table, 76 + place * 206)
+    ]
+    return _page(parts, 700, _level(0) + _BOX + 24, "Which layers train over the steps of a run, by schedule")
+
+
+PICTURES: dict[str, Callable[[], str]] = {"partial.svg": partial, "freezing.svg": freezing}
+
+
+def main() -> int:
+    """Write the pictures, or compare them."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit 1 where a picture is not what would be drawn"
+    )
+    check, stale = parser.parse_args().check, []
+    for name, draw in PICTURES.items():
+        path, text = FOLDER / name, draw()
+        if check and (not path.is_file() or path.read_text(encoding="utf-8") != text):
+            stale.append(name)
+        elif not check:
+            path.write_text(text, encoding="utf-8")
+            print(f"docs/pictures/{name}: written")
+    if stale:
+        print(f"{', '.join(stale)}: not what the code draws\nhint: run `python tools/draw_layers.py`")
+    return 1 if stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
