@@ -9,6 +9,10 @@ from typing import Any
 import pytest
 
 from tests.e2e.desk import Call, Write
+from tests.e2e.test_heads import recipe_for
+from tunesmith.recipe.codec import parse
+from tunesmith.workshop.planning import plan_recipe
+from tunesmith.workshop.train import train
 
 RUN = Path("runs/desk")
 TRAINING = {
@@ -90,3 +94,24 @@ def test_a_child_under_another_schedule_starts_it_anew(desk: Path, call: Call, w
     names = (Path("runs/child") / "checkpoints" / "00000010" / "optimiser.safetensors").read_bytes()
     assert b"gradient_sum" not in names
     assert b"exp_avg" in names
+
+
+@pytest.mark.parametrize("freezing", SCHEDULES, ids=lambda section: section["type"])
+@pytest.mark.parametrize(("name", "scope"), [("bert", "full"), ("llama", "lora"), ("llama", "head")])
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_a_head_trains_beside_layers_that_freeze(
+    tmp_path: Path, name: str, scope: str, freezing: dict[str, Any]
+) -> None:
+    """Encoders and decoders; where the head alone trains, a schedule of layers has nothing to do and does nothing."""
+    written = recipe_for(tmp_path, name, scope)
+    section = parse(
+        {"name": "r", "model": "m", "data": {"train": ["d"]}, "training": {"freezing": freezing}}
+    ).training.freezing
+    training = written.training.model_copy(update={"freezing": section, "max_steps": 8})
+    recipe = written.model_copy(update={"training": training})
+    result = train(plan_recipe(recipe), tmp_path / "run")
+    assert (result.status, result.steps) == ("done", 8)
+    sizes = {
+        line["trained_parameters"] for line in _lines(tmp_path / "run", "metrics.jsonl") if "trained_parameters" in line
+    }
+    assert (len(sizes) > 1) == (scope != "head")

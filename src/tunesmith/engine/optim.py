@@ -59,7 +59,7 @@ class Optimiser:
             return torch.optim.SGD(settings, lr=rate, momentum=self.options.momentum, fused=True)
         return torch.optim.AdamW(settings, lr=rate, betas=self.options.betas, eps=1e-8, fused=True)
 
-    def set_rate(self, rate: float, shares: Mapping[int, float] | None = None) -> None:
+    def set_rate(self, rate: float, shares: Mapping[int | None, float] | None = None) -> None:
         """Set the rate of the next update; each group multiplies it by its factors, and by the share of its depth."""
         for group in self.torch.param_groups:
             group["share"] = (shares or {}).get(group["depth"], 1.0)

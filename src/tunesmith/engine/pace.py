@@ -53,10 +53,11 @@ class Pace:
             return rate
         if self.timetable.rule is not None:
             self._look(step, self.timetable.rule)
-        shares = {depth: self._share(depth, step) for depth in self._depths}
-        self._freeze(frozenset(depth for depth, share in shares.items() if share == 0.0), step)
-        self.optimiser.set_rate(rate, shares)
-        return rate * (shares[self._depths[-1]] if shares else 1.0)
+        shares: dict[int | None, float] = {depth: self._share(depth, step) for depth in self._depths}
+        self._freeze(frozenset(depth for depth in self._depths if shares[depth] == 0.0), step)
+        top = self.timetable.share(self.timetable.num_layers + 1, step)
+        self.optimiser.set_rate(rate, shares | {None: top})  # what has no depth, such as a task's head, stands on top
+        return rate * top
 
     def watch(self, refused: Tensor) -> None:
         """Take the gradients of a step, before they are clipped, for the rule that looks at them; none of a refused step."""

@@ -12,9 +12,11 @@ import torch
 
 from tests.loops import OPTIONS, make_trainer
 from tests.tiny import batch
+from tunesmith.engine.recovery import GuardOptions
 from tunesmith.engine.schedules import rate_factor
 from tunesmith.engine.windows import PrefixRule, Timetable, Window, lowest_kept, shown_depths
 from tunesmith.models.causal_lm import CausalLM
+from tunesmith.objectives.next_token import NextToken
 from tunesmith.recipe.layers import LayerRatesSection
 from tunesmith.types import Loss
 
@@ -181,6 +183,23 @@ def test_a_cosine_that_ends_with_the_run_is_the_schedule_itself(tmp_path: Path) 
         torch.testing.assert_close(watch.weights[12][name], tensor, rtol=1e-4, atol=1e-5)
 
 
+def test_the_head_of_a_task_goes_with_what_is_topmost(tmp_path: Path) -> None:
+    """Parts of an objective have no depth in the model: they are never frozen, and fall by the last layer's cosine."""
+
+    class Headed(NextToken):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts = torch.nn.Linear(2, 2)
+
+    windows = {depth: Window(end=4 + 2 * depth, falls_from=0) for depth in range(4)} | {4: Window(end=12, falls_from=0)}
+    trainer, _ = _trainer(tmp_path, Timetable(windows, num_layers=3), objective=Headed(), schedule="constant")
+    trainer.pace.begin(9)
+    rates = {group["depth"]: group["lr"] for group in trainer.optimiser.torch.param_groups}
+    assert rates[None] == rates[4] == pytest.approx(OPTIONS.learning_rate * windows[4].share(9))
+    assert rates[3] == pytest.approx(OPTIONS.learning_rate * windows[3].share(9))
+    assert all(parameter.requires_grad for parameter in trainer.objective.parts.parameters())
+
+
 def test_below_the_lowest_trained_layer_there_is_no_graph(tmp_path: Path) -> None:
     """Nothing is saved for the backward pass while frozen layers at the bottom run, and their outputs have no history."""
     trainer, _ = _trainer(tmp_path, FREEZE)
@@ -299,9 +318,6 @@ def test_the_prefix_rule_freezes_by_the_sums_of_whole_intervals(tmp_path: Path) 
 
 
 def test_a_refused_step_does_not_count_for_the_rule(tmp_path: Path) -> None:
-    from tunesmith.engine.recovery import GuardOptions
-    from tunesmith.objectives.next_token import NextToken
-
     class Poisoned(NextToken):
         def __call__(self, model: Any, batch: Any, seen: Any) -> Loss:
             loss = super().__call__(model, batch, seen)
