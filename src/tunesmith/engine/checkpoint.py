@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,8 @@ class CheckpointFolder:
         keep: good checkpoints kept, at least two.
         say: where set-asides are told.
         check: called before a checkpoint is written and before it gets its name; raises where this process may not write.
+        settle: makes durable what was said before a checkpoint, which must not be younger than what it stands for.
+        saved: told the step of each checkpoint once it is whole.
         fits: why a checkpoint that was read cannot be used, or None; its bytes are known to be those that were written, which
             does not tell by whom.
     """
@@ -116,6 +119,8 @@ class CheckpointFolder:
         keep: int = 2,
         say: Say = lambda kind, text: None,
         check: Callable[[], None] = lambda: None,
+        settle: Callable[[], None] = sync_appends,
+        saved: Callable[[int], None] = lambda step: None,
         fits: Callable[[Checkpoint], str | None] = lambda checkpoint: None,
     ) -> None:
         self.path = path
@@ -123,6 +128,8 @@ class CheckpointFolder:
         self.keep = max(2, keep)
         self.say = say
         self.check = check
+        self.settle = settle
+        self.saved = saved
         self.fits = fits
 
     def steps(self) -> list[int]:
@@ -150,8 +157,10 @@ class CheckpointFolder:
                 "files": {name: {"bytes": item.bytes, "sha256": item.sha256} for name, item in files.items()},
             }  # fmt: skip
             _write_json(folder / MANIFEST, manifest)
-            sync_appends()
+            self.settle()
             self.check()
+        with suppress(OSError):  # the checkpoint is there, whoever could not be told
+            self.saved(checkpoint.step)
         self.retire(protect | {checkpoint.step})
         return target
 

@@ -9,7 +9,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tunesmith.files import append_line, copy_file, disk_trouble, mend_tail, read_lines, read_rotten_lines, write_text
+from tunesmith.files import (
+    append_line,
+    copy_file,
+    disk_trouble,
+    mend_tail,
+    read_lines,
+    read_rotten_lines,
+    sync_appends,
+    write_text,
+)
 from tunesmith.registry.shapes import is_line
 
 
@@ -59,6 +68,14 @@ class LineFiles:
         with self._lock:
             for path in list(self._waiting):
                 self._drain(path)
+
+    def settle(self) -> None:
+        """Write all lines that wait, and make them durable. Raises OSError where the disk takes none."""
+        with self._lock:
+            self._check()
+            for path in list(self._waiting):
+                self._drain(path)
+        sync_appends()
 
     def keep(self, paths: Sequence[Path], wanted: Callable[[dict[str, Any]], bool]) -> int:
         """Rewrite files with the wanted lines; lines that still wait are dropped. Returns how many written ones were."""

@@ -275,31 +275,36 @@ class RunFolder:
         Raises:
             RunError: status.json is torn.
         """
-        return standing(self.path, self._said())
+        return standing(self.path, self.recorded_status())
 
-    def _said(self) -> dict[str, Any] | None:
-        """What status.json holds."""
+    def recorded_status(self) -> dict[str, Any] | None:
+        """What status.json holds, whoever is at work. Raises RunError where it is torn."""
         if not self.status_path.exists():
             return None
         return status_of(read_json(self.status_path), STATUSES, self.status_path)
 
-    def set_status(self, status: str, **values: Any) -> None:
+    def set_status(self, status: str | None, **values: Any) -> None:
         """Replace the status, keeping earlier values that are not given anew.
 
         Args:
-            status: ``running``, ``done``, ``interrupted`` or ``stopped``.
-            values: any of ``step``, ``steps``, ``tokens``, ``loss``, ``seconds``, ``message``.
+            status: ``running``, ``done``, ``interrupted`` or ``stopped``; None keeps it, and its message.
+            values: any of ``step``, ``steps``, ``tokens``, ``loss``, ``seconds``, ``saved_step``, ``message``.
         """
-        if status not in STATUSES:
+        if status not in (None, *STATUSES):
             raise ValueError(f"{status!r} is not one of {STATUSES}")
         with self._lock:
             self.check_held()
             try:
-                before = self._said() or {}
+                before = self.recorded_status() or {}
             except RunError:
                 before = {}
             sync_appends()
-            write_json(self.status_path, {**before, "message": "", **values, "status": status})
+            said = {"status": "running", **before} if status is None else {**before, "message": "", "status": status}
+            write_json(self.status_path, {**said, **values})
+
+    def settle_lines(self) -> None:
+        """Write the lines that wait, and make all of them durable. Raises OSError where the disk takes none."""
+        self._lines.settle()
 
     def append_metric(self, line: Mapping[str, Any]) -> None:
         """Add a line with its ``step`` to metrics.jsonl."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from tunesmith.errors import RunError
 
-_NUMBERS = ("step", "steps", "tokens", "loss", "seconds", "result_step")
+_NUMBERS = ("step", "steps", "tokens", "loss", "seconds", "result_step", "saved_step")
 DAMAGED = "the run folder is damaged: put the file back from a copy, or start a new run with --run"
 
 

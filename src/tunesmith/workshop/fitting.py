@@ -28,7 +28,7 @@ from tunesmith.engine.stopping import EarlyStopping
 from tunesmith.engine.trainer import Trainer
 from tunesmith.engine.vitals import LayerVital
 from tunesmith.engine.watchdog import Watchdog, WatchdogOptions
-from tunesmith.errors import GuardStopped
+from tunesmith.errors import GuardStopped, RunError
 from tunesmith.models import names
 from tunesmith.models.causal_lm import CausalLM
 from tunesmith.planning.freezing import timetable
@@ -106,10 +106,11 @@ class Fit:
         ]  # fmt: skip
         checkpoints = CheckpointFolder(
             self.run.checkpoints_path, self.identity,
-            keep=self.settings.keep_checkpoints, say=self.say, check=self.run.check_held,
+            keep=self.settings.keep_checkpoints, say=self.say, check=self.run.check_held, settle=self.run.settle_lines,
+            saved=lambda step: self.run.set_status(None, saved_step=step),
         )  # fmt: skip
         trainer = self._trainer(model, adapter, hooks, checkpoints)
-        self._resume(trainer, checkpoints)
+        lost = self._resume(trainer, checkpoints)
         if self.ranks.size > 1:
             self.ranks.told(self._orders(trainer))
         self.progress.start(self.settings.total_steps, trainer.step)
@@ -122,6 +123,7 @@ class Fit:
                 self.run.set_status("running", **_how_far(trainer))
             for sink in sinks:
                 sink.close()
+        self._tell_lost_lines(outcome.steps, lost)
         if outcome.stopped_early:
             self.say("stopped_early", outcome.stopped_early)
         if early is not None and early.best_step and early.best_step != trainer.step:
@@ -216,40 +218,63 @@ class Fit:
         }  # fmt: skip
         self.run.append_metric({"step": step, "layers": layers})
 
-    def _resume(self, trainer: Trainer, checkpoints: CheckpointFolder) -> None:
+    def _resume(self, trainer: Trainer, checkpoints: CheckpointFolder) -> int:
+        """Go on where the run stopped, or begin; returns how many steps before that have no line."""
         for sentence in self.run.mend_lines():
             self.say("lines_damaged", sentence)
         try:
             checkpoint = checkpoints.newest()
+            if checkpoint is None:
+                self._require_none_gone()
         except GuardStopped:
             if not self.restart:
                 raise
             self.say("restarted", "no checkpoint is good: training starts from the first step again, as --restart asks")
             checkpoint = None
         if checkpoint is None:
-            self.run.rewind_metrics(0)
+            self.run.set_status(None, step=0, saved_step=None)
+            if dropped := self.run.rewind_metrics(0):
+                self.say(
+                    "begun_again",
+                    f"no checkpoint was saved before: {dropped:,} lines are dropped, and their steps made again",
+                )
             if self.fork is not None:
                 self.fork.start(trainer, self.say)
                 self.at_step(trainer.step)
-            return
+            return 0
         trainer.restore(checkpoint)
         checkpoints.retire(trainer.best_steps() | {checkpoint.step})  # the run may have been cut off before it did
         self.at_step(checkpoint.step)
         self.run.rewind_metrics(checkpoint.step, evaluated=not trainer.owes_evaluation)
         self.say("resumed", f"resumed from the checkpoint of step {checkpoint.step} of {self.settings.total_steps}")
-        self._tell_lost_lines(checkpoint.step)
+        return self._tell_lost_lines(checkpoint.step)
 
-    def _tell_lost_lines(self, step: int) -> None:
-        """Say which steps before the checkpoint have no line: they are not done again."""
+    def _require_none_gone(self) -> None:
+        """Raise GuardStopped where there is no checkpoint and the status knows of one: it was not said to go."""
+        try:
+            said = self.run.recorded_status() or {}
+        except RunError:
+            return
+        step = said.get("saved_step", said.get("step"))
+        if step:
+            raise GuardStopped(
+                f"the checkpoints of this run are gone: it was saved at step {step:,}, and there is none",
+                where=str(self.run.checkpoints_path),
+                hint="put a whole checkpoint folder back from a copy (no link), or train from the first step again with --restart",
+            )
+
+    def _tell_lost_lines(self, step: int, known: int = 0) -> int:
+        """Say which steps up to ``step`` have no line, where they are more than is known: they are not done again."""
         first = 1 + (int(self.fork.lineage["starts_at"]) if self.fork is not None else 0)
         told = {line["step"] for line in self.run.metrics() if "learning_rate" in line}
         lost = [number for number in range(first, step + 1) if number not in told]
-        if lost:
+        if len(lost) > known:
             self.say(
                 "lines_lost",
                 f"metrics.jsonl has no line of {len(lost):,} of the steps up to {step:,}, the first of which is {lost[0]:,}: "
                 "curves have a gap, training is as it was",
             )
+        return len(lost)
 
     def _take_best(self, trainer: Trainer, checkpoints: CheckpointFolder, early: EarlyStopping) -> int:
         best = checkpoints.load(early.best_step)
