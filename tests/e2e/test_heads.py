@@ -268,3 +268,30 @@ def test_the_cast_of_a_whole_model_is_held_against_the_trained_one(tmp_path: Pat
         return
     found, expected = theirs(tmp_path / "half", TEXTS), ours(str(run), TEXTS)
     assert np.abs(found - expected).max() <= 5e-2 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize(
+    ("name", "objective"), [("llama", {"type": "regress"}), ("bert", {"multi_label": True})], ids=str
+)
+def test_numbers_and_several_labels(tmp_path: Path, call: Call, name: str, objective: dict[str, Any]) -> None:
+    recipe = recipe_for(tmp_path, name, "full", **objective)
+    with (tmp_path / "rows.jsonl").open("w", encoding="utf-8") as file:
+        for number in range(48):
+            label = number % 4 / 4 if objective.get("type") else ["odd", "wide"][: number % 3]
+            file.write(json.dumps({"text": f"{number} words", "label": label}) + "\n")
+    run = train(plan_recipe(recipe), tmp_path / "run").folder
+    card = Scorecard.load(RunFolder.open(run).scorecards_path, "tuned")
+    wanted = {"regression": {"mse", "pearson", "spearman"}, "classification": {"micro_f1", "exact_match", "loss"}}
+    ((task, metrics),) = card.tasks.items()
+    assert set(metrics) == wanted[task]
+    export(run, tmp_path / "out", dtype="float32")
+    expected = ours(str(run), TEXTS)
+    assert np.abs(theirs(tmp_path / "out", TEXTS) - expected).max() <= 1e-4 * np.abs(expected).max()
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["problem_type"] == ("regression" if objective.get("type") else "multi_label_classification")
+    said = call("generate", tmp_path / "out", "--prompt", "7 words", "--json").json
+    if objective.get("type"):
+        assert float(said["answer"]) == pytest.approx(said["value"], rel=1e-4)
+    else:
+        shares = said["probabilities"]
+        assert said["answer"] == ", ".join(label for label, share in shares.items() if share > 0.5)

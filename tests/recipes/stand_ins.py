@@ -75,9 +75,15 @@ def _texts(path: Path) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
+def _sentiment(path: Path) -> None:
+    lines = (f"{' '.join(row['ticket'].split())}\t{number % 2}" for number, row in enumerate(tickets()[:ROWS]))
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
 STAND_INS: dict[str, Callable[[Path], None]] = {
     "data/banking77/train.csv": lambda path: _banking(path, 0),
     "data/banking77/test.csv": lambda path: _banking(path, ROWS),
+    "data/sst2/train.tsv": _sentiment,
     "data/llama_factory/alpaca_en_demo.json": _alpaca,
     "data/fastchat/dummy_conversation.json": _sharegpt,
     "data/llama_factory/glaive_toolcall_en_demo.json": _tools,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
@@ -65,12 +66,19 @@ def labelled(raw: RawRow, source: SourceSection) -> Labelled:
     columns = _columns("labelled", raw, source)
     _refuse_system("labelled", source)
     content = as_text(columns["text"].read(raw.values), "`text`")
-    label = as_text(columns["label"].read(raw.values), "`label`")
+    label = _label(columns["label"].read(raw.values))
     if not content.strip():
         raise BadRow("empty_text", "`text` is empty")
     if not label.strip():
         raise BadRow("empty_answer", "`label` is empty")
     return Labelled(content, label)
+
+
+def _label(value: Any) -> str:
+    """A label as text; a list of labels as JSON writes it."""
+    if isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
+        return json.dumps(list(value), ensure_ascii=False)
+    return as_text(value, "`label`")
 
 
 def prompt_completion(raw: RawRow, source: SourceSection) -> Chat:

@@ -15,6 +15,7 @@ from tunesmith.data.labels import is_single_turn
 from tunesmith.data.rendering import RENDERING_VERSION, Examined, Rendered, Renderer
 from tunesmith.data.token_roles import document_roles
 from tunesmith.data.tokenizer import Tokenizer
+from tunesmith.json_values import loads
 from tunesmith.recipe.heads import ClassifySection, HeadedSection, RegressSection
 from tunesmith.recipe.objectives import ClmSection
 from tunesmith.records import Chat, Labelled, Record, Text
@@ -85,6 +86,8 @@ class HeadRenderer(Renderer):
         if not isinstance(self.section, ClassifySection):
             return ()
         label = self.reference(record)
+        if self.section.multi_label:
+            return self._known(_listed(label, self.section.separator), self.section.labels)
         if not label:
             raise BadRow("empty_answer", "the label is empty")
         return self._known((label,), self.section.labels)
@@ -151,6 +154,20 @@ class HeadRenderer(Renderer):
         if strange is not None:
             raise BadRow("unknown_label", f"the label {strange!r} is none of those that `objective.labels` names")
         return names
+
+
+def _listed(label: str, separator: str) -> tuple[str, ...]:
+    """Labels of a row that may have several: a JSON list, or texts with ``separator`` between them; each once."""
+    items: list[Any] = []
+    if label.startswith("["):
+        try:
+            items = loads(label)
+        except (ValueError, RecursionError):
+            raise BadRow("wrong_type", f"the label {label!r} begins as a list and is none") from None
+    names = [item.strip() for item in items or label.split(separator) if isinstance(item, str)]
+    if len(names) < len(items):
+        raise BadRow("wrong_type", "a label in the list is not a text")
+    return tuple(dict.fromkeys(name for name in names if name and name != "[]"))
 
 
 def _said(record: Chat, role: str) -> str:

@@ -17,6 +17,7 @@ from tunesmith.evaluation.resampling import (
     confidence_columns,
     correlation,
     correlation_columns,
+    f1_of_counts,
     ranks,
     score_of_sums,
 )
@@ -75,6 +76,49 @@ def classification(
         metrics["loss"] = ratio_score([row["nats"] for row in rows], [1] * len(rows), seed)
     settings = {"type": "classification", "labels": closed.fingerprint()}
     return TaskResult(metrics, rows, settings, found, {"majority": majority(questions, closed, label_counts)})
+
+
+def multi_label(
+    questions: Sequence[Question],
+    labels: Sequence[str],
+    hot_NK: Floats,
+    unknown_N: Floats,
+    logits_NK: Floats,
+    seed: int = 0,
+) -> TaskResult:
+    """Micro and macro F1, the share of rows that are right whole, and log loss, of a head that decides each label by itself.
+
+    Args:
+        questions: in the order of the rows.
+        labels: in the order of the head's outputs.
+        hot_NK: one where a row has a label, zero where not.
+        unknown_N: labels of a row that the head does not have: they are missed.
+        logits_NK: what the head said; above 0 it says yes.
+        seed: keys the bootstrap.
+
+    Raises:
+        DataError: no questions, an id twice, or another number of answers.
+        ModelError: a logit that is not finite.
+    """
+    _check(questions, logits_NK, "classification")
+    said_NK = logits_NK > 0
+    nats_N = (np.logaddexp(0, logits_NK) - hot_NK * logits_NK).mean(axis=1)
+    rows = []
+    for question, said_K, hot_K, unknown, nats in zip(questions, said_NK, hot_NK, unknown_N, nats_N, strict=True):
+        answer = ", ".join(label for label, yes in zip(labels, said_K, strict=True) if yes)
+        whole = bool((said_K == (hot_K > 0)).all()) and not unknown
+        row = row_of(question, answer, int(whole))
+        row |= {"word_hits": int((said_K * hot_K).sum()), "word_size": int(said_K.sum() + hot_K.sum() + unknown)}
+        rows.append(row | {"nats": float(nats), "num_tokens": 1})
+    pairs = np.asarray([[row["word_hits"], row["word_size"]] for row in rows], dtype=np.float64)
+    metrics = {
+        "micro_f1": score_of_sums(pairs, f1_of_counts, _SHARE, seed),
+        "exact_match": proportion(sum(row["score"] for row in rows), len(rows)),
+        "loss": ratio_score([row["nats"] for row in rows], [1] * len(rows), seed),
+    }
+    per_label = 2 * (said_NK * hot_NK).sum(0) / np.maximum(said_NK.sum(0) + hot_NK.sum(0), 1)
+    found = {"labels": list(labels), "f1": [float(value) for value in per_label]}
+    return TaskResult(metrics, rows, {"type": "classification", "labels": list(labels)}, baselines={"by_label": found})
 
 
 def regression(questions: Sequence[Question], values_N: Floats, said_N: Floats, seed: int = 0) -> TaskResult:

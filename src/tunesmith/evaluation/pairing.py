@@ -85,6 +85,7 @@ MEASURES: dict[str, Measure] = {
     "macro_f1": Measure(+1, "macro_f1", "score"),
     "loss": Measure(-1, "loss", "nats"),
     "perplexity": Measure(-1, "perplexity", "nats"),
+    "micro_f1": Measure(+1, "words_f1", "word_hits"),
     "brier": Measure(-1, "mean", "brier"),
     "calibration_error": Measure(-1, "calibration", "score"),
     "mse": Measure(-1, "mean", "squared_error"),

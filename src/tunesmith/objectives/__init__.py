@@ -8,7 +8,7 @@ from typing import Any
 from tunesmith.models.head_shape import HeadShape
 from tunesmith.objectives.headed import Headed
 from tunesmith.objectives.next_token import NextToken
-from tunesmith.recipe.heads import ClassifySection, HeadedSection
+from tunesmith.recipe.heads import ClassifySection, HeadedSection, RegressSection
 from tunesmith.recipe.objectives import ClmSection, NextTokenSection, SftSection
 from tunesmith.recipe.section import Section
 from tunesmith.types import Objective
@@ -24,6 +24,7 @@ OBJECTIVES: dict[type[Section], Callable[[Any], Any]] = {
     SftSection: _next_token,
     ClmSection: _next_token,
     ClassifySection: lambda section: Headed,
+    RegressSection: lambda section: Headed,
 }
 """Section type -> objective; of a headed section the class that takes the head's shape."""
 

@@ -68,15 +68,26 @@ class LabelRankingSection(_TaskSection):
         return labels
 
 
-class HeadTaskSection(_TaskSection):
-    """What a head answers, beside what is right: only for an objective that has one."""
+class ClassificationTaskSection(_TaskSection):
+    """Labels that a head chooses, beside those that are right; of several labels a row, also which of them are hit."""
 
     type: Literal["classification"] = "classification"
 
 
+class RegressionTaskSection(_TaskSection):
+    """Numbers that a head says, beside those that are right: squared error and correlations."""
+
+    type: Literal["regression"] = "regression"
+
+
 TaskField = Annotated[
-    LossTaskSection | ExactMatchSection | LabelRankingSection | HeadTaskSection, Field(discriminator="type")
+    LossTaskSection | ExactMatchSection | LabelRankingSection | ClassificationTaskSection | RegressionTaskSection,
+    Field(discriminator="type"),
 ]
+
+
+HEAD_TASKS = (ClassificationTaskSection, RegressionTaskSection)
+"""Tasks that only an objective with a head answers."""
 
 
 class EvaluationSection(Section):

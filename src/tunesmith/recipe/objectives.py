@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from tunesmith.recipe.heads import ClassifySection
+from tunesmith.recipe.heads import ClassifySection, RegressSection
 from tunesmith.recipe.section import Section
 
 
@@ -57,5 +57,7 @@ def _default_type(value: Any) -> Any:
 
 
 ObjectiveField = Annotated[
-    SftSection | ClmSection | ClassifySection, Field(discriminator="type"), BeforeValidator(_default_type)
+    SftSection | ClmSection | ClassifySection | RegressSection,
+    Field(discriminator="type"),
+    BeforeValidator(_default_type),
 ]

@@ -10,7 +10,8 @@ from tunesmith.reports.wording import as_mapping, as_number, number, percent, pl
 
 Json = Mapping[str, Any]
 Who = Literal["majority", "base", "tuned"]
-_LOWER_IS_BETTER = ("loss", "perplexity", "nats", "bits")
+_LOWER_IS_BETTER = ("loss", "perplexity", "nats", "bits", "brier", "calibration", "mse")
+_CORRELATIONS = ("pearson", "spearman")
 _PRIMARY = ("accuracy", "exact_match")
 PROBE = "probes."
 _LEVEL = 0.05
@@ -77,7 +78,7 @@ class Change:
     def improved(self) -> bool:
         """Whether the difference points the good way, clear or not."""
         value = self.difference.value if self.difference else 0.0
-        return value > 0 if self.is_share else value < 0
+        return value < 0 if any(word in self.metric for word in _LOWER_IS_BETTER) else value > 0
 
     def show(self, score: Score | None) -> str:
         """A value of this metric as text."""
@@ -99,7 +100,7 @@ class Change:
 
 def is_share(metric: str) -> bool:
     """Whether a metric is a share from 0 to 1, by its name."""
-    return not any(word in metric for word in _LOWER_IS_BETTER)
+    return not any(word in metric for word in (*_LOWER_IS_BETTER, *_CORRELATIONS))
 
 
 def read_score(value: Any) -> Score | None:

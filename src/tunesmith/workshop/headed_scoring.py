@@ -20,7 +20,7 @@ from tunesmith.evaluation.scorecard import Scorecard
 from tunesmith.evaluation.tasks import TaskResult
 from tunesmith.models.head_shape import HeadFile
 from tunesmith.progress import Progress
-from tunesmith.recipe.evaluation import EvaluationSection, HeadTaskSection, TaskField
+from tunesmith.recipe.evaluation import HEAD_TASKS, EvaluationSection, TaskField
 from tunesmith.recipe.root import Recipe
 from tunesmith.records import Row
 from tunesmith.workshop.headed import HeadedMachine, Ids, describe_head, is_headed
@@ -143,7 +143,7 @@ class HeadedScoring:
 
     def _named(self, task: TaskField, number: int) -> _Task:
         kind = _KINDS[self.described.shape.task]
-        if not isinstance(task, HeadTaskSection) or task.type != kind:
+        if not isinstance(task, HEAD_TASKS) or task.type != kind:
             raise RecipeError(
                 f"the task `{task.type}` is not one that this objective's head answers",
                 where=f"evaluation.tasks.{number}.type",
@@ -203,6 +203,16 @@ class HeadedScoring:
         counts = self.data.label_counts or None
         return headed.classification(questions, self.described.labels, logits, label_counts=counts, seed=self.seed)
 
+    def multi_label(self, questions: list[Question], rows: HeadData, chosen: list[int], logits: Logits) -> TaskResult:
+        """Any number of labels a row."""
+        hot = np.zeros((len(chosen), len(self.described.labels)))
+        unknown = np.zeros(len(chosen))
+        for place, row in enumerate(chosen):
+            classes = rows.classes(row)
+            hot[place, classes[classes >= 0]] = 1.0
+            unknown[place] = (classes < 0).sum()
+        return headed.multi_label(questions, self.described.labels, hot, unknown, logits, seed=self.seed)
+
     def regress(self, questions: list[Question], rows: HeadData, chosen: list[int], logits: Logits) -> TaskResult:
         """A number a row."""
         values = np.asarray([rows.value(row) for row in chosen], dtype=np.float64)
@@ -219,8 +229,10 @@ def _in_order(head: HeadedMachine, texts: list[Ids], described: HeadFile) -> Log
     return ordered
 
 
-_KINDS = {"classify": "classification", "regress": "regression"}
-_MEASURE: dict[str, Callable[..., TaskResult]] = {"classify": HeadedScoring.classify, "regress": HeadedScoring.regress}
+_KINDS = {"classify": "classification", "multi_label": "classification", "regress": "regression"}
+_MEASURE: dict[str, Callable[..., TaskResult]] = {
+    "classify": HeadedScoring.classify, "multi_label": HeadedScoring.multi_label, "regress": HeadedScoring.regress,
+}  # fmt: skip
 
 
 def make_scoring(recipe: Recipe, data: Prepared, renderer: Renderer, progress: Progress) -> Scoring | HeadedScoring:

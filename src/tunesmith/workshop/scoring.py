@@ -16,11 +16,12 @@ from tunesmith.evaluation.questions import Question
 from tunesmith.evaluation.scorecard import Scorecard
 from tunesmith.progress import Progress
 from tunesmith.recipe.evaluation import (
+    ClassificationTaskSection,
     EvaluationSection,
     ExactMatchSection,
-    HeadTaskSection,
     LabelRankingSection,
     LossTaskSection,
+    RegressionTaskSection,
     SplitName,
     TaskField,
 )
@@ -271,7 +272,7 @@ class Scoring:
 
 
 def _of_language(task: TaskField, number: int) -> Task:
-    if isinstance(task, HeadTaskSection):
+    if isinstance(task, ClassificationTaskSection | RegressionTaskSection):
         raise RecipeError(
             f"the task `{task.type}` asks a head, and this objective puts none on the model",
             where=f"evaluation.tasks.{number}.type",

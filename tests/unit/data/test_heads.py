@@ -184,3 +184,45 @@ def test_labels_are_two_or_more_and_different(labels: list[str]) -> None:
                 "objective": {"type": "classify", "labels": labels},
             }
         )
+
+
+def test_several_labels_come_as_lists_or_as_text(tmp_path: Path) -> None:
+    rows = [
+        {"text": "one", "label": ["red", "blue"]}, {"text": "two", "label": "blue, green,blue"}, {"text": "three", "label": []},
+        {"text": "four", "label": "red"},
+    ]  # fmt: skip
+    recipe, data, _, _ = prepared(tmp_path, rows, multi_label=True)
+    assert describe_head(recipe, data).labels == ("blue", "green", "red")
+    assert data.label_counts == {"blue": 2, "green": 1, "red": 2}
+    batch = targets(recipe, data).batch([0, 1, 2, 3])
+    assert batch.extras["classes_S"].tolist() == [[1, 0, 1], [1, 1, 0], [0, 0, 0], [0, 0, 1]]
+
+
+def test_another_separator(tmp_path: Path) -> None:
+    rows = [{"text": "one", "label": "a, b|c"}, {"text": "two", "label": "c"}]
+    recipe, data, _, _ = prepared(tmp_path, rows, multi_label=True, separator="|")
+    assert describe_head(recipe, data).labels == ("a, b", "c")
+
+
+def test_numbers_are_read_from_text_and_json(tmp_path: Path) -> None:
+    rows = [{"text": f"text {number}", "label": number / 4 if number % 2 else str(number / 4)} for number in range(8)]
+    recipe, data, _, _ = prepared(tmp_path, rows, type="regress")
+    assert describe_head(recipe, data).labels == ()
+    batch = targets(recipe, data).batch([0, 1, 7])
+    assert batch.extras["value_S"].tolist() == [0.0, 0.25, 1.75]
+    with pytest.raises(DataError, match="the label 'many' is not a number"):
+        prepared(tmp_path, [*rows, {"text": "x", "label": "many"}], type="regress")
+    with pytest.raises(DataError, match="is not a number"):
+        prepared(tmp_path, [*rows, {"text": "x", "label": "nan"}], type="regress")
+
+
+def test_row_weights_weigh_in_the_loss(tmp_path: Path) -> None:
+    rows = [row | {"w": 0.5 + number % 2} for number, row in enumerate(ROWS)]
+    values = {
+        "name": "heads", "model": DEFAULT_MODEL, "objective": {"type": "classify"},
+        "data": {"train": [{"path": "rows.jsonl", "format": "labelled", "columns": {"weight": "w"}}], "validation": 0, "test": 0},
+    }  # fmt: skip
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    recipe = parse(values).placed(tmp_path)
+    data, _, _ = open_data(recipe)
+    assert targets(recipe, data).batch([0, 1]).weights_S.tolist() == [0.5, 1.5]

@@ -146,7 +146,7 @@ def test_rows_without_loss_are_ties_not_right_or_wrong():
 
 def test_every_metric_that_tasks_give_has_a_direction():
     given_by_tasks = {*ranking([1, 0]).metrics, "normalised_accuracy", *tasks.loss([(1.0, 1)]).metrics, "exact_match"}
-    by_heads = {"brier", "calibration_error", "mse", "pearson", "spearman"}
+    by_heads = {"micro_f1", "brier", "calibration_error", "mse", "pearson", "spearman"}
     assert given_by_tasks | by_heads | {"accuracy_per_token"} == set(MEASURES)
 
 

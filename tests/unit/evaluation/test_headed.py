@@ -11,7 +11,7 @@ from sklearn import metrics as oracle
 
 from tunesmith.errors import DataError, ModelError
 from tunesmith.evaluation.comparison import compare
-from tunesmith.evaluation.headed import classification, probabilities, regression
+from tunesmith.evaluation.headed import classification, multi_label, probabilities, regression
 from tunesmith.evaluation.questions import Question
 from tunesmith.evaluation.resampling import (
     calibration_error,
@@ -173,3 +173,18 @@ def test_answers_that_are_too_few_or_not_finite_are_refused(change: Any, error: 
     asked, _, logits = made()
     with pytest.raises(error):
         classification(asked, LABELS, change(logits))
+
+
+def test_several_labels_have_the_scores_of_scikit_learn() -> None:
+    generator = np.random.default_rng(1)
+    hot = (generator.random((N, 3)) < 0.4).astype(float)
+    logits = generator.normal(size=(N, 3)) + 2 * (hot - 0.5)
+    result = multi_label(questions(["x"] * N), LABELS, hot, np.zeros(N), logits)
+    found = {name: score.value for name, score in result.metrics.items()}
+    assert found["micro_f1"] == pytest.approx(oracle.f1_score(hot, logits > 0, average="micro"))
+    assert found["exact_match"] == pytest.approx(oracle.accuracy_score(hot, logits > 0))
+    p = 1 / (1 + np.exp(-logits))
+    assert found["loss"] == pytest.approx(-(hot * np.log(p) + (1 - hot) * np.log(1 - p)).mean())
+    missed = multi_label(questions(["x"] * N), LABELS, hot, np.ones(N), logits)
+    assert missed.metrics["exact_match"].value == 0
+    assert missed.metrics["micro_f1"].value < found["micro_f1"]
