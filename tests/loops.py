@@ -22,7 +22,7 @@ from tunesmith.objectives.next_token import NextToken
 from tunesmith.recipe.adapters import FullSection, LoraSection
 from tunesmith.recipe.bottleneck import BottleneckSection
 from tunesmith.recipe.layers import LayerRatesSection
-from tunesmith.recipe.prompts import PromptSection, PTuningSection
+from tunesmith.recipe.prompts import PrefixSection, PromptSection, PTuningSection
 from tunesmith.recipe.section import Section
 from tunesmith.types import Batch
 
@@ -85,6 +85,8 @@ TOKENS = [5, 40, 41]
 VIRTUAL: dict[str, Section] = {
     "prompt": PromptSection(num_tokens=4, train_tokens=TOKENS),
     "p-tuning": PTuningSection(num_tokens=4, encoder="lstm", encoder_width=8, dropout=0.0),
+    "prefix": PrefixSection(num_tokens=4, train_tokens=TOKENS),
+    "projected prefix": PrefixSection(num_tokens=4, projection=True, projection_width=8),
 }
 """Adapters with virtual tokens, by what tests call them."""
 

@@ -27,7 +27,7 @@ from tunesmith.recipe.bottleneck import BottleneckSection
 from tunesmith.recipe.heads import HeadedSection
 from tunesmith.recipe.low_rank import GraloraSection, LoraSection
 from tunesmith.recipe.objectives import ClmSection, SftSection
-from tunesmith.recipe.prompts import PromptSection, PTuningSection
+from tunesmith.recipe.prompts import PrefixSection, PromptSection, PTuningSection
 from tunesmith.recipe.section import Section
 from tunesmith.types import Batch
 
@@ -45,20 +45,13 @@ SECTIONS: dict[type[Section], Section] = {
     BottleneckSection: BottleneckSection(placement="hybrid", reduction=4, layer_norm="before"),
     PromptSection: PromptSection(num_tokens=4),
     PTuningSection: PTuningSection(num_tokens=4, encoder_width=24),
-}
-RATES = {
-    FullSection: 3e-3,
-    PartialSection: 5e-3,
-    LoraSection: 1e-2,
-    GraloraSection: 1e-2,
-    BottleneckSection: 5e-3,
-    PromptSection: 1e-1,
-    PTuningSection: 1e-2,
+    PrefixSection: PrefixSection(num_tokens=4),
 }
 HEADLESS = {**SECTIONS, PartialSection: PartialSection(last_layers=1, norms=True)}
 """The same for a model whose language head is left out."""
 RATES = {FullSection: 3e-3, PartialSection: 5e-3, HeadOnlySection: 5e-2, LoraSection: 1e-2, GraloraSection: 1e-2,
-         BottleneckSection: 5e-3, PromptSection: 1e-1, PTuningSection: 1e-2}  # fmt: skip
+         BottleneckSection: 5e-3, PromptSection: 1e-1, PTuningSection: 1e-2,
+         PrefixSection: 1e-1}  # fmt: skip
 LABELS = 3
 
 

@@ -9,12 +9,13 @@ from tunesmith.adapters.bottleneck import BottleneckAdapter
 from tunesmith.adapters.gralora import GraloraAdapter
 from tunesmith.adapters.head_only import HeadOnly
 from tunesmith.adapters.lora import LoraAdapter
+from tunesmith.adapters.prefixes import PrefixAdapter
 from tunesmith.adapters.prompts import PromptAdapter, PTuningAdapter
 from tunesmith.adapters.scope import FullScope, PartialScope
 from tunesmith.recipe.adapters import FullSection, HeadOnlySection, PartialSection
 from tunesmith.recipe.bottleneck import BottleneckSection
 from tunesmith.recipe.low_rank import GraloraSection, LoraSection
-from tunesmith.recipe.prompts import PromptSection, PTuningSection
+from tunesmith.recipe.prompts import PrefixSection, PromptSection, PTuningSection
 from tunesmith.recipe.section import Section
 from tunesmith.types import Adapter
 
@@ -27,6 +28,7 @@ ADAPTERS: dict[type[Section], Callable[[Any, int], Adapter]] = {
     BottleneckSection: BottleneckAdapter,
     PromptSection: PromptAdapter,
     PTuningSection: PTuningAdapter,
+    PrefixSection: PrefixAdapter,
 }
 """Section type -> builder taking (section, seed)."""
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tunesmith.adapters.parameters import aliases, own_names
 from tunesmith.adapters.peft_layout import Layout
 from tunesmith.adapters.trained_tokens import SUFFIX
-from tunesmith.recipe.prompts import PTuningSection, VirtualSection
+from tunesmith.recipe.prompts import PrefixSection, PTuningSection, VirtualSection
 
 KEY = "prompt_embeddings"
 PREFIX = "base_model."
@@ -56,6 +56,15 @@ def layout(
             "encoder_hidden_size": section.encoder_width or table.shape[1],
             "encoder_num_layers": section.encoder_layers if section.encoder == "lstm" else 2,
             "encoder_dropout": section.dropout,
+        }
+    elif isinstance(section, PrefixSection):
+        width = table.shape[1] // (2 * config.num_hidden_layers)
+        configuration |= {
+            "peft_type": "PREFIX_TUNING",
+            "token_dim": width,
+            "num_attention_heads": getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
+            "encoder_hidden_size": section.projection_width if section.projection else width,
+            "prefix_projection": False,
         }
     else:
         configuration["prompt_tuning_init"] = "RANDOM"

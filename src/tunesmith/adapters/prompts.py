@@ -145,7 +145,7 @@ class VirtualAdapter(AddedAdapter):
 
     def folded_width(self, host: Any) -> int:
         """Numbers of a virtual token in files. Raises RecipeError where the model cannot take any."""
-        require_room(host, self.section.num_tokens)
+        self.require_taken(host)
         return _width(host)
 
     def folded(self, host: Any) -> VirtualPart:
@@ -154,11 +154,18 @@ class VirtualAdapter(AddedAdapter):
 
     def choose_sites(self, model: nn.Module) -> dict[str, nn.Module]:
         """The holder, where the model can take embedded tokens and has room for them."""
-        require_room(model, self.section.num_tokens)
+        self.require_taken(model)
         if not self._folded:
             self.require_start(model)
         self._host = model
         return {NAME: holder_of(model)}
+
+    def require_taken(self, host: Any) -> None:
+        """Raise RecipeError where the model cannot take the virtual tokens, or has no room behind them."""
+        require_room(host, self.section.num_tokens)
+        base = getattr(host, getattr(host, "base_model_prefix", ""), None)
+        if base is None or "inputs_embeds" not in inspect.signature(base.forward).parameters:
+            raise _cannot_take(host)
 
     def require_start(self, host: Any) -> None:
         """Raise RecipeError where the start cannot be made on this model."""
@@ -242,17 +249,18 @@ class PTuningAdapter(VirtualAdapter):
         return EncodedTable(self.section.num_tokens, _width(host), self.section)
 
 
+def _cannot_take(model: Any) -> RecipeError:
+    return RecipeError(
+        f"`{type(model).__name__}` cannot take virtual tokens: it reads token ids only, or has an encoder of its own",
+        where="adapter.type",
+        hint="use `adapter: {type: lora}`",
+    )
+
+
 def require_room(model: Any, num_tokens: int) -> None:
-    """Raise RecipeError where a model cannot take virtual tokens, or so many."""
-    embedding = input_embedding(model)
-    base = getattr(model, getattr(model, "base_model_prefix", ""), None)
-    takes = base is not None and "inputs_embeds" in inspect.signature(base.forward).parameters
-    if embedding is None or not takes or model.config.is_encoder_decoder:
-        raise RecipeError(
-            f"`{type(model).__name__}` cannot take virtual tokens: it reads token ids only, or has an encoder of its own",
-            where="adapter.type",
-            hint="use `adapter: {type: lora}`",
-        )
+    """Raise RecipeError where a model has no positions for so many virtual tokens, or has an encoder and a decoder."""
+    if input_embedding(model) is None or model.config.is_encoder_decoder:
+        raise _cannot_take(model)
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if limit is not None and num_tokens >= limit - 1:
         raise RecipeError(

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from tunesmith.adapters import stored
 from tunesmith.adapters.added import AddedAdapter
 from tunesmith.adapters.peft_prompts import KEY, PREFIX
+from tunesmith.adapters.prefixes import PrefixAdapter
 from tunesmith.adapters.prompts import PromptAdapter, PTuningAdapter, VirtualAdapter
 from tunesmith.adapters.stored import CONFIGURATION, SAVE_AGAIN, WEIGHTS, Rows, StoredAdapter
 from tunesmith.errors import ModelError, RecipeError
 from tunesmith.models.virtual_tokens import NAME
 from tunesmith.recipe.low_rank import AddedSection
-from tunesmith.recipe.prompts import PromptSection, PTuningSection, VirtualSection
+from tunesmith.recipe.prompts import PrefixSection, PromptSection, PTuningSection, VirtualSection
 
 _STATE_KEY = f"{NAME}.embedding.weight"
 _SHARED = frozenset(
@@ -42,6 +43,8 @@ _ENCODER = frozenset(
     ["encoder_reparameterization_type", "encoder_hidden_size", "encoder_num_layers", "encoder_dropout"]
 )
 
+_PREFIX = frozenset(["encoder_hidden_size", "prefix_projection", "init_weights"])
+
 
 @dataclass(frozen=True)
 class Method:
@@ -62,6 +65,7 @@ class Method:
 
 METHODS: dict[str, Method] = {
     "PROMPT_TUNING": Method("prompt tuning", PromptSection, PromptAdapter, _PROMPT),
+    "PREFIX_TUNING": Method("prefix tuning", PrefixSection, PrefixAdapter, _PREFIX),
     "P_TUNING": Method("P-tuning", PTuningSection, PTuningAdapter, _ENCODER),
 }
 """PEFT's name of a method -> what its folders hold."""

@@ -4,7 +4,7 @@ FLOPs per token, N_l the matrix elements of layer l: forward 2 N; the gradient b
 passes; the gradient by weights 2 per trained element. So full is 6 N, LoRA 4 N + 6 · adapters, partial between. Causal attention
 over documents of mean attended length s: 2 · s · Q per layer forward, twice that backward. The head (H · V) runs on scored tokens
 only: 4 H V with a frozen head, 8 H V with a trained one, whose softmax is computed twice. Recompute adds the forward of the layers.
-Virtual tokens run with each example.
+Virtual tokens run with each example, those of a prefix in its attention only.
 """
 
 from __future__ import annotations
@@ -93,7 +93,8 @@ def run_flops(facts: ModelFacts, scope: Scope, settings: Settings, counts: Count
     attended = counts.attended or (counts.tokens / counts.rows if counts.rows else 0.0)
     cost = flops_per_token(facts, scope, settings, attended + scope.virtual_tokens)
     epochs = passes(settings)
-    tokens = counts.tokens + scope.virtual_tokens * counts.rows
+    run = 0 if scope.kind == "prefix" else scope.virtual_tokens  # a prefix is keys and values only
+    tokens = counts.tokens + run * counts.rows
     return epochs * (tokens * cost.per_token + counts.trained_tokens * cost.per_scored)
 
 

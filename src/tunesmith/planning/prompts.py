@@ -9,7 +9,7 @@ from tunesmith.errors import RecipeError
 from tunesmith.models import names
 from tunesmith.models.facts import ModelFacts
 from tunesmith.planning.settings import GIVEN, Derived
-from tunesmith.recipe.prompts import PTuningSection, VirtualSection, virtual_tokens_of
+from tunesmith.recipe.prompts import PrefixSection, PTuningSection, VirtualSection, virtual_tokens_of
 from tunesmith.recipe.root import Recipe
 
 WHERE = "adapter.init_text"
@@ -71,6 +71,12 @@ def _filling(has: int, wanted: int) -> str:
 
 def trained_numbers(facts: ModelFacts, section: VirtualSection) -> int:
     """Elements of the virtual tokens, and of a network that makes them."""
+    if isinstance(section, PrefixSection):
+        keys = facts.num_kv_heads * facts.head_dim
+        if not section.projection:
+            return section.num_tokens * 2 * facts.num_layers * keys
+        inner = section.projection_width
+        return section.num_tokens * keys + _dense(keys, inner) + _dense(inner, 2 * facts.num_layers * keys)
     width = next((shape[1] for name, shape in facts.tensors.items() if names.is_embedding(name)), facts.hidden_size)
     count = section.num_tokens * width
     if not isinstance(section, PTuningSection):

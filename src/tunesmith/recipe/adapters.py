@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field
 from tunesmith.errors import RecipeError
 from tunesmith.recipe.bottleneck import BottleneckSection
 from tunesmith.recipe.low_rank import GraloraSection, LoraSection
-from tunesmith.recipe.prompts import PromptSection, PTuningSection
+from tunesmith.recipe.prompts import PrefixSection, PromptSection, PTuningSection
 from tunesmith.recipe.section import Section
 
 
@@ -85,6 +85,7 @@ AdapterSection = (
     | BottleneckSection
     | PromptSection
     | PTuningSection
+    | PrefixSection
 )
 
 AdapterField = Annotated[AdapterSection, Field(discriminator="type"), BeforeValidator(_default_type)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from tunesmith.recipe.low_rank import AddedSection
 from tunesmith.recipe.section import Section
@@ -51,6 +51,27 @@ class PTuningSection(VirtualSection):
     """Dropout between the layers of the LSTM."""
 
 
+class PrefixSection(VirtualSection):
+    """Prefix tuning (Li and Liang 2021): keys and values of every layer train that stand in front of each example."""
+
+    type: Literal["prefix"] = "prefix"
+    init_text: StartText = None
+    """Text that the base reads; the keys and values that it caches are the start. Cut or repeated to ``num_tokens``; a plan makes
+    token ids of it. Unset: the same of random tokens among the first 5,000 of the vocabulary."""
+    projection: bool = False
+    """Let a small network make keys and values of a table while training; it is folded away in what is saved."""
+    projection_width: int = Field(default=512, gt=0)
+    """Inner width of that network."""
+
+    @model_validator(mode="after")
+    def _one_start(self) -> PrefixSection:
+        if self.projection and self.init_text is not None:
+            raise ValueError(
+                "`init_text` and `projection` cannot be combined: a network's output has no start from text"
+            )
+        return self
+
+
 def virtual_tokens_of(section: Section) -> int:
     """Positions that an adapter section takes of the context, in front of every example."""
     return section.num_tokens if isinstance(section, VirtualSection) else 0
@@ -58,4 +79,4 @@ def virtual_tokens_of(section: Section) -> int:
 
 def has_network(section: VirtualSection) -> bool:
     """Whether a network makes the virtual tokens while training."""
-    return isinstance(section, PTuningSection)
+    return isinstance(section, PTuningSection) or (isinstance(section, PrefixSection) and section.projection)

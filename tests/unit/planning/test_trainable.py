@@ -19,7 +19,7 @@ from tunesmith.planning.bottleneck import bottleneck_values
 from tunesmith.planning.scope import scope_of, trainable_parameters, wide_rank_notes
 from tunesmith.recipe.adapters import FullSection, LoraSection, PartialSection
 from tunesmith.recipe.bottleneck import BottleneckSection
-from tunesmith.recipe.prompts import PromptSection, PTuningSection
+from tunesmith.recipe.prompts import PrefixSection, PromptSection, PTuningSection
 from tunesmith.recipe.root import Recipe
 
 
@@ -131,6 +131,8 @@ def test_all_linear_agrees_with_peft(families, family: str) -> None:
         PTuningSection(num_tokens=5),
         PTuningSection(num_tokens=5, encoder_width=24),
         PTuningSection(num_tokens=5, encoder="lstm", encoder_width=12, encoder_layers=3),
+        PrefixSection(num_tokens=5, train_tokens=[3]),
+        PrefixSection(num_tokens=5, projection=True, projection_width=24),
     ],
     ids=str,
 )

@@ -11,7 +11,7 @@ import pytest
 from tunesmith.embedded import DEFAULT_MODEL
 from tunesmith.errors import RecipeError
 from tunesmith.planning import defaults
-from tunesmith.planning.cost import flops_per_token
+from tunesmith.planning.cost import flops_per_token, run_flops
 from tunesmith.planning.plan import Plan, make_plan
 from tunesmith.planning.scope import scope_of
 from tunesmith.planning.settings import Counts
@@ -110,6 +110,18 @@ def test_rates(tiny) -> None:
     """A table moves at ten times LoRA's rate, a network at LoRA's."""
     at = {
         kind: defaults.derive_rate(recipe({"type": kind}), replace(tiny, hidden_size=2000)).value
-        for kind in ("lora", "prompt", "p-tuning")
+        for kind in ("lora", "prompt", "p-tuning", "prefix")
     }
-    assert at == {"lora": 5e-4, "prompt": 5e-3, "p-tuning": 5e-4}
+    assert at == {"lora": 5e-4, "prompt": 5e-3, "p-tuning": 5e-4, "prefix": 5e-3}
+    network = recipe({"type": "prefix", "projection": True})
+    assert defaults.derive_rate(network, replace(tiny, hidden_size=2000)).value == 5e-4
+
+
+def test_a_prefix_runs_no_token_more_through_the_layers(tiny, make_settings) -> None:
+    flops = {
+        kind: run_flops(tiny, scope_of(tiny, recipe({"type": kind}).adapter), make_settings(), COUNTS)
+        for kind in ("prompt", "prefix")
+    }
+    scope = scope_of(tiny, recipe({"type": "prefix"}).adapter)
+    per_token = flops_per_token(tiny, scope, make_settings(), COUNTS.attended + 20).per_token
+    assert flops["prompt"] - flops["prefix"] == pytest.approx(3 * 20 * COUNTS.rows * per_token)
