@@ -295,3 +295,40 @@ def test_numbers_and_several_labels(tmp_path: Path, call: Call, name: str, objec
     else:
         shares = said["probabilities"]
         assert said["answer"] == ", ".join(label for label, share in shares.items() if share > 0.5)
+
+
+def test_features_are_kept_and_give_the_same_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path / "cache"))
+    recipe = recipe_for(tmp_path, "bert", "head")
+    values = recipe.model_dump(mode="json")
+    values["adapter"]["cache_features"] = False
+    each = RunFolder.open(train(plan_recipe(parse(values).placed(tmp_path)), tmp_path / "each").folder)
+    assert not (tmp_path / "cache" / "features").exists()
+    kept = RunFolder.open(train(plan_recipe(recipe), tmp_path / "kept").folder)
+    (file,) = (tmp_path / "cache" / "features").iterdir()
+    data = open_data(recipe)[0]
+    assert load_file(file)["feature_NH"].shape == (data.train.num_rows, 32)
+    for one, other in zip(losses(each), losses(kept), strict=True):
+        assert one == pytest.approx(other, rel=1e-5), "packs are cut otherwise, nothing else differs"
+    again = RunFolder.open(train(plan_recipe(recipe), tmp_path / "again").folder)
+    assert any("using the kept features" in line["message"] for line in again.events())
+    assert losses(again) == losses(kept)
+    (tmp_path / "cache" / "features" / file.name).write_bytes(b"torn")
+    anew = RunFolder.open(train(plan_recipe(recipe), tmp_path / "anew").folder)
+    assert any("are torn" in line["message"] for line in anew.events())
+    assert losses(anew) == losses(kept)
+    values["adapter"]["cache_features"], values["objective"]["pooling"] = True, "mean"
+    train(plan_recipe(parse(values).placed(tmp_path)), tmp_path / "mean")
+    assert len(list((tmp_path / "cache" / "features").iterdir())) == 2, "another pooling reads other features"
+
+
+def test_a_frozen_base_is_asked_once_where_its_features_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path / "cache"))
+    recipe = recipe_for(tmp_path, "llama", "head")
+    open_data(recipe)
+    cached, values = plan_recipe(recipe), recipe.model_dump(mode="json")
+    values["adapter"]["cache_features"] = False
+    each = plan_recipe(parse(values).placed(tmp_path))
+    epochs = each.settings.total_steps / each.settings.steps_per_epoch
+    assert epochs > 1
+    assert cached.flops * epochs == pytest.approx(each.flops)

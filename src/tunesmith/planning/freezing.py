@@ -17,6 +17,7 @@ from tunesmith.models.facts import ModelFacts
 from tunesmith.planning.cost import run_flops
 from tunesmith.planning.scope import Scope, first_layer
 from tunesmith.planning.settings import Counts, Derived, Settings
+from tunesmith.recipe.adapters import HeadOnlySection
 from tunesmith.recipe.layers import AutoFreezeSection, FreezeOutSection, GradualUnfreezingSection
 from tunesmith.recipe.root import Recipe
 
@@ -160,6 +161,10 @@ def schedule_of(recipe: Recipe) -> str:
 
 def frozen_flops(recipe: Recipe, facts: ModelFacts, scope: Scope, settings: Settings, counts: Counts) -> float:
     """Operations of the whole run, each stretch of steps with what trains in it; a rule that looks freezes nothing here."""
+    if (
+        isinstance(recipe.adapter, HeadOnlySection) and recipe.adapter.cache_features
+    ):  # the base runs once over the rows
+        return run_flops(facts, scope, settings, counts) / max(1.0, settings.total_steps / settings.steps_per_epoch)
     table = timetable(recipe, settings, depths_of(facts, scope), facts.num_layers)
     if table is None or table.rule is not None:
         return run_flops(facts, scope, settings, counts)

@@ -70,6 +70,8 @@ class HeadOnlySection(Section):
     """No parameter of the base trains: only the head that the objective puts on it."""
 
     type: Literal["head"] = "head"
+    cache_features: bool = True
+    """Run the frozen base once over the training rows and keep what the head reads on disk; every epoch reads it from there."""
 
 
 def _default_type(value: Any) -> Any:

@@ -41,6 +41,7 @@ from tunesmith.registry.lease import LeaseLost
 from tunesmith.registry.runs import RunFolder
 from tunesmith.types import Adapter, Objective, ParamGroup
 from tunesmith.workshop.careful import careful
+from tunesmith.workshop.features import FeatureKey, features_of, keeps_features, with_features
 from tunesmith.workshop.forking import Fork
 from tunesmith.workshop.headed import describe_head, is_headed
 from tunesmith.workshop.machinery import Machinery
@@ -165,7 +166,7 @@ class Fit:
         options = WatchdogOptions(stop_after_seconds=None if minutes is None else minutes * 60)
         watchdog = Watchdog(self.run.path, options, interrupts, say, self._last_words)
         trainer = Trainer(
-            model, self.objective, adapter, self._stream(adapter), self._options(model, adapter), checkpoints,
+            model, self.objective, adapter, self._stream(model, adapter), self._options(model, adapter), checkpoints,
             hooks=hooks, name_row=lambda row: str(self.data.train.origin(row)), say=say,
             tell_layers=self._tell_layers, interrupts=interrupts,
             watchdog=watchdog if self.ranks.is_main else None, ranks=self.ranks, arrange=self._arrange(model),
@@ -290,7 +291,7 @@ class Fit:
         )
         return early.best_step
 
-    def _stream(self, adapter: Adapter) -> PackedStream:
+    def _stream(self, model: CausalLM, adapter: Adapter) -> PackedStream:
         settings = self.settings
         options = StreamOptions(
             batch_size=settings.batch_size, total_steps=settings.total_steps, atom_tokens=settings.atom_tokens,
@@ -298,15 +299,20 @@ class Fit:
             source_weights=tuple(source.weight for source in self.recipe.data.train),
             virtual_tokens=adapter.virtual_tokens,
         )  # fmt: skip
-        return PackedStream(self.data.train, options, self._make_batch())
+        return PackedStream(self.data.train, options, self._make_batch(model))
 
-    def _make_batch(self) -> MakeBatch | None:
+    def _make_batch(self, model: CausalLM) -> MakeBatch | None:
         """How rows of a step become packs; None where they are as they are stored."""
         if not is_headed(self.recipe):
             return None
         described = describe_head(self.recipe, self.data)
         rows = head_data(self.data, "train", described.shape.task, described.labels)
-        return None if rows is None else rows.batch
+        if rows is None or not keeps_features(self.recipe):
+            return None if rows is None else rows.batch
+        base, section = base_of(self.recipe), self.recipe.model
+        loaded = (section.quantise, section.init, self.recipe.seed)
+        key = FeatureKey(self.data.key, (base.sha256, base.config_sha256), described.shape, self.settings, loaded)
+        return with_features(rows.batch, features_of(key, model, rows, self.say))
 
 
 def rows_of_a_pass(settings: Settings, num_ranks: int) -> int | None:

@@ -75,7 +75,7 @@ class HeadedMachine:
         found = np.zeros((len(texts), self.described.shape.outputs))
         arrays = [np.asarray(ids[: self.context], dtype=np.uint32) for ids in texts]
         with _Evaluating(self):
-            for members in _packs([len(ids) for ids in arrays], self.batch_tokens):
+            for members in packs_of([len(ids) for ids in arrays], self.batch_tokens):
                 pack = make_batch([(arrays[row], np.zeros(len(arrays[row]), dtype=bool)) for row in members], members)
                 found[members] = self.objective.logits(self.model, pack.to(self.model.device)).double().cpu().numpy()
         return found
@@ -85,7 +85,7 @@ class HeadedMachine:
         """Loss and weight of each row, in order: summed over its labelled words, or of the row itself."""
         found: dict[int, tuple[float, int]] = {}
         with _Evaluating(self):
-            for members in _packs([len(data.ids(row)) for row in rows], self.batch_tokens):
+            for members in packs_of([len(data.ids(row)) for row in rows], self.batch_tokens):
                 chosen = [rows[member] for member in members]
                 batch = data.batch(chosen).to(self.model.device)
                 found.update(zip(members, self._of_documents(batch), strict=True))
@@ -121,7 +121,7 @@ class _Evaluating:
             module.train(was_training)
 
 
-def _packs(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
+def packs_of(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
     """Positions of rows in packs of at most ``batch_tokens``, like lengths together."""
     packs: list[list[int]] = []
     tokens = 0

@@ -29,6 +29,7 @@ from tunesmith.types import Objective
 from tunesmith.workshop.descent import check_descent
 from tunesmith.workshop.endings import recorded
 from tunesmith.workshop.environment import MemoryMeter, environment, environment_differences
+from tunesmith.workshop.features import keeps_features
 from tunesmith.workshop.fitting import Fit, check_finite
 from tunesmith.workshop.forking import Child, find_fork, new_fork
 from tunesmith.workshop.headed import make_objective
@@ -267,7 +268,8 @@ class _Job(Start):
             measured["energy_wh"] = machine.watts * outcome.seconds / 3600
         if machine.price_per_hour is not None:
             measured["cost"] = machine.price_per_hour * outcome.seconds / 3600
-        if self.ranks.size == 1:  # what several processes reach together is no measure of this machine
+        # What several processes reach together is no measure of this machine, nor is a head that reads kept features.
+        if self.ranks.size == 1 and not keeps_features(self.recipe):
             remember_speed(self.plan, outcome.seconds, outcome.steps)
         self.run.append_event("done", outcome.steps, f"done after {outcome.steps} steps")
         self.run.set_status("done", **measured)
