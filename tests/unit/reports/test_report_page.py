@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -110,6 +111,19 @@ def test_the_answer_comes_first_and_the_sections_in_order(run):
     assert page.text.index("Better") < page.text.index("Like for like") < page.text.index("Learning rate")
     links = [value[1:] for tag, name, value in page.attributes if (tag, name) == ("a", "href")]
     assert set(links) <= set(page.ids)
+
+
+def test_trained_parameters_are_drawn_where_they_changed_as_stairs(run):
+    """Two levels: the ends, and the points on both sides of the jump; a level alone is no picture."""
+    facts = read_facts(run)
+    sizes = [10] * 4 + [30] * 3
+    lines = [{"step": step, "trained_parameters": size} for step, size in enumerate(sizes, 1)]
+    (chart,) = sections.curves(replace(facts, metrics=lines))
+    assert chart.title == "Trained parameters"
+    (line,) = chart.lines
+    assert line.path.count("L") + 1 == 4
+    assert line.last == "30.0"
+    assert sections.curves(replace(facts, metrics=lines[:4])) == ()
 
 
 def test_the_numbers_of_the_scorecards_are_on_the_page(run):
