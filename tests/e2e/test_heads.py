@@ -39,6 +39,7 @@ ADAPTERS: dict[str, dict[str, Any]] = {
     "full": {"type": "full"},
     "partial": {"type": "partial", "last_layers": 1},
     "head": {"type": "head"},
+    "bottleneck": {"type": "bottleneck", "preset": "houlsby", "reduction": 4},
 }  # fmt: skip
 CASES = [("llama", "lora"), ("llama", "head"), ("bert", "full"), ("modernbert", "lora")]
 SLOW = [("llama", "full"), ("llama", "partial"), ("bert", "lora"), ("bert", "partial"), ("bert", "head"), ("gpt2", "lora"),
@@ -138,8 +139,9 @@ def test_train_interrupt_resume_export_reload(tmp_path: Path, name: str, scope: 
     assert config["architectures"][0].endswith("ForSequenceClassification")
 
 
-def test_an_adapter_is_exported_with_its_head(tmp_path: Path) -> None:
-    run = train(plan_recipe(recipe_for(tmp_path, "llama", "lora")), tmp_path / "run").folder
+@pytest.mark.parametrize(("name", "scope"), [("llama", "lora"), ("llama", "bottleneck"), ("bert", "bottleneck")])
+def test_an_adapter_is_exported_with_its_head(tmp_path: Path, name: str, scope: str) -> None:
+    run = train(plan_recipe(recipe_for(tmp_path, name, scope)), tmp_path / "run").folder
     result = export(run, tmp_path / "adapter")
     assert any("the head lies beside the adapter" in note for note in result.notes)
     assert read_head(tmp_path / "adapter").labels == ("house", "kitchen", "weather")

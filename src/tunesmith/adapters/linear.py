@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import cast
@@ -14,6 +13,7 @@ from tunesmith.adapters import lora_layer, parameters, targets
 from tunesmith.adapters.added import AddedAdapter
 from tunesmith.adapters.lora_layer import LinearPart
 from tunesmith.adapters.sites import Part
+from tunesmith.adapters.starts import start_generator
 from tunesmith.errors import RecipeError
 from tunesmith.models.names import first_fit
 from tunesmith.models.quantised import QuantisedLinear
@@ -62,8 +62,7 @@ class LinearAdapter(AddedAdapter):
 
     def new_part(self, name: str, site: nn.Module) -> Part:
         """The part of a layer, drawn from seed and name."""
-        digest = hashlib.sha256(f"{self.seed}\n{name}\nlora_A".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+        generator = start_generator(self.seed, name, "lora_A")
         return self.linear_part(generator, site, *self.ranks[name])
 
     def require_apart(self, chosen: Mapping[str, nn.Module], beside: Mapping[str, nn.Parameter]) -> None:

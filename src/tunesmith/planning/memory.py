@@ -17,7 +17,8 @@ of attention and of the feed-forward train or carry an adapter (a frozen linear 
                 c (4 Q p + a Q)                 elsewhere: documents of like length padded side by side, k and v repeated to
                                                 all heads; p is the padding, and the output gathered back
     feed-fwd    c F (3 + f) gated, c F (e + f)  gate, its activation, up, product; e = 4 for composite GELU, else 1
-    adapters    c rank per module, and with dropout (1 + c) of its input's width
+    adapters    c rank per module, and with dropout (1 + c) of its input's width; a bottleneck of width w: c (H + 2 w), and
+                with dropout or a layer norm more (scope.py)
 
 No term grows with the square of the length: every path uses fused attention. With recompute a layer keeps only its input (r H)
 and one layer at a time is whole. The head runs on scored tokens only, a chunk of 2^24 logits at a time, three fp32 arrays of it
@@ -172,6 +173,7 @@ def activation_bytes_per_token(facts: ModelFacts, scope: Scope, settings: Settin
         attended = int(compute * (4 * query * _PADDING + attention * query))
     kept = 3 if facts.gated else (4 if facts.activation in ("gelu_new", "gelu_fast") else 1)
     adapters = sum(1 for name in scope.adapted if names.layer_index(name) == layer) * compute * scope.rank
+    adapters += compute * sum(size for name, size in scope.kept.items() if names.layer_index(name) == layer)
     if scope.dropout > 0:
         widths = sum(_input_width(facts, name) for name in scope.adapted if names.layer_index(name) == layer)
         adapters += (1 + compute) * widths

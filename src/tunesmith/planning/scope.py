@@ -42,12 +42,13 @@ class Scope:
         kind: the type of the section.
         trained: parameters of the base that train -> elements.
         adapted: modules with an adapter -> elements of the adapter.
-        rank: of adapters of low rank; of bottlenecks the most numbers that one keeps per token; 0 without.
-        dropout: on the inputs of the adapters.
+        rank: of adapters of low rank, 0 without.
+        dropout: on the inputs of adapters of low rank.
         rows: matrices of which single rows train -> elements of those rows.
         first_layer: lowest layer that a gradient must pass; the number of layers when only what follows them trains.
         head: elements of a head that the objective puts on the model.
         virtual_tokens: positions that an adapter takes in front of every example.
+        kept: sub-layers with a bottleneck -> numbers that it keeps per token for the backward pass.
     """
 
     kind: str
@@ -59,6 +60,7 @@ class Scope:
     rows: Mapping[str, int] = field(default_factory=dict)
     head: int = 0
     virtual_tokens: int = 0
+    kept: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def num_trainable(self) -> int:
@@ -88,7 +90,7 @@ def scope_of(facts: ModelFacts, section: AdapterSection, head: int = 0) -> Scope
         RecipeError: a pattern matches nothing (the message lists what there is), more layers than the model has, or
             nothing trains.
     """
-    kept, dropout = 0, 0.0
+    rank, dropout, kept = 0, 0.0, dict[str, int]()
     if isinstance(section, FullSection):
         chosen = set(facts.tensors)
         adapted: dict[str, int] = {}
@@ -101,14 +103,14 @@ def scope_of(facts: ModelFacts, section: AdapterSection, head: int = 0) -> Scope
         chosen = set(_matching(section.also_train, facts, "adapter.also_train"))
         parts = bottleneck_parts(facts.tensors, section, facts.hidden_size)
         adapted = {name: part.num_parameters(facts.hidden_size) for name, part in parts.items()}
-        kept = max(_kept(facts, part) for part in parts.values())
+        kept = {name: _kept(facts, part) for name, part in parts.items()}
     elif isinstance(section, VirtualSection):
         chosen = set(_matching(section.also_train, facts, "adapter.also_train"))
         adapted = {VIRTUAL: trained_numbers(facts, section)}
     else:
         chosen = set(_matching(section.also_train, facts, "adapter.also_train"))
         adapted = {name: _part_size(facts, section, name) for name in lora_targets(facts, section.targets)}
-        kept, dropout = _widest(section), section.dropout
+        rank, dropout = _widest(section), section.dropout
     if not chosen and not adapted and not isinstance(section, HeadOnlySection):
         raise RecipeError(
             "nothing would train",
@@ -120,12 +122,13 @@ def scope_of(facts: ModelFacts, section: AdapterSection, head: int = 0) -> Scope
         kind=section.type,
         trained={name: prod(shape) for name, shape in facts.tensors.items() if name in chosen},
         adapted=adapted,
-        rank=kept,
+        rank=rank,
         dropout=dropout,
         first_layer=first_layer(facts, [*chosen, *adapted, *rows]),
         rows=rows,
         head=head,
         virtual_tokens=virtual_tokens_of(section),
+        kept=kept,
     )
 
 
@@ -148,7 +151,7 @@ def _nothing(head: int) -> set[str]:
 def wide_rank_notes(facts: ModelFacts, scope: Scope) -> list[str]:
     """A sentence on each kind of layer whose smaller side the rank exceeds, in which no update has that rank."""
     kinds: dict[tuple[str, int], int] = {}
-    for name in () if scope.kind == "bottleneck" or scope.virtual_tokens else scope.adapted:
+    for name in scope.adapted if scope.rank else ():
         narrow = min(facts.tensors[f"{name}.weight"])
         if narrow < scope.rank:
             kind = (name.rpartition(".")[2], narrow)

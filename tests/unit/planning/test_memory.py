@@ -11,8 +11,10 @@ import torch
 
 from tunesmith import embedded
 from tunesmith.adapters import build
+from tunesmith.adapters.bottleneck import Bottleneck
 from tunesmith.data.loader import make_batch
 from tunesmith.errors import GateRefused
+from tunesmith.models import names
 from tunesmith.models.facts import read_facts
 from tunesmith.models.loading import load_model
 from tunesmith.planning.memory import PARTS, Memory, activation_bytes_per_token, estimate_memory, require_fit
@@ -79,12 +81,8 @@ def test_rows_of_tokens_are_fp32_beside_the_frozen_base(facts_8b, make_settings)
     ],
     ids=str,
 )
-def test_what_a_bottleneck_keeps_per_token(tiny, choices) -> None:
+def test_what_a_bottleneck_keeps_per_token(tiny, make_settings, choices) -> None:
     """What autograd saves of 64 tokens at one site, each storage once and weights left out, is planned and no more than twice."""
-    import torch
-
-    from tunesmith.adapters.bottleneck import Bottleneck
-
     section = BottleneckSection(**choices)
     width, (settings,) = tiny.hidden_size, section.parts(tiny.hidden_size).values()
     part = Bottleneck(settings, torch.ones(settings.width, width), torch.ones(width, settings.width)).train()
@@ -100,7 +98,11 @@ def test_what_a_bottleneck_keeps_per_token(tiny, choices) -> None:
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         found = part(x, y, y, None)
     found.sum().backward()
-    planned = scope_of(tiny, section).rank
+    scope, settings = scope_of(tiny, section), make_settings()
+    (planned,) = {size for name, size in scope.kept.items() if names.layer_index(name) == 0}
+    without = replace(scope, kept={})
+    more = [activation_bytes_per_token(tiny, item, settings, 0) for item in (scope, without)]
+    assert more[0] - more[1] == 4 * planned
     x_and_y = 2 * 64 * width * 4  # one storage here: the input that is read is kept alive with the other
     measured = sum(saved.values()) - x_and_y // 2
     assert measured <= 64 * 4 * planned <= 2 * measured
