@@ -73,3 +73,15 @@ def test_generate_eval_and_reproduce(desk: Path, write: Write, call: Call) -> No
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["equal"] is True
+
+
+def test_on_a_packed_base(desk: Path, write: Write, call: Call) -> None:
+    pytest.importorskip("bitsandbytes", reason="needs the extra `quantise`")
+    recipe = write(training=TRAINING, adapter=ADAPTER | {"also_train": []}, model={"name": "tiny", "quantise": "nf4"})
+    done = call("train", recipe, "--run", "runs/b")
+    assert done.code == 0, done.err
+    found = [line[1] for line in losses(RunFolder.open(desk / "runs" / "b"))]
+    assert found[-1] < found[0]
+    exported = call("export", "runs/b", "out", "--json")
+    assert exported.code == 0, exported.err
+    assert all(gate["passed"] for gate in exported.json["gates"])

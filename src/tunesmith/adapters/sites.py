@@ -49,7 +49,10 @@ def add_part(site: nn.Module, name: str, part: Part) -> None:
         setattr(site, CHILD, nn.ModuleDict())
         site.__class__ = _site_class(cast(Any, type(site)))
         set_active(site, ())
-    own = next(itertools.chain(site.parameters(recurse=False), site.buffers(recurse=False), site.parameters()), None)
+    own = next(
+        itertools.chain(site.parameters(recurse=False), site.buffers(recurse=False), site.parameters(), site.buffers()),
+        None,
+    )
     parts(site)[name] = (part if own is None else part.to(own.device)).train(site.training)
 
 

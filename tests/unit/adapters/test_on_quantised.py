@@ -65,6 +65,22 @@ def test_start_off_gradients_and_merge(make, ids, stir, section, family, kind):
     assert relative(logits(plain, ids), expected) < 1e-5
 
 
+def test_gradients_of_bottlenecks_beside_packed_sub_layers(make, ids, stir):
+    """Parts read and add what the sub-layers do, packed or not."""
+    found = []
+    for unpacks in (False, True):
+        model = packed(make, "llama-tied", "nf4")
+        if unpacks:
+            dequantise(model)
+        adapter = build(BottleneckSection(placement="hybrid", reduction=4), 3)
+        adapter.attach(model)
+        stir(adapter)
+        model(input_ids=ids, labels=ids).loss.backward()
+        found.append({name: part.grad for name, part in adapter.trained_parts().items()})
+    assert found[0].keys() == found[1].keys()
+    assert all(relative(found[0][name], found[1][name]) < 1e-3 for name in found[0])
+
+
 def test_lengths_of_dora_are_those_of_the_unpacked_rows(make):
     model = packed(make, "llama", "nf4")
     adapter = build(SECTIONS["dora"], 3)
