@@ -20,14 +20,16 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 from tunesmith.disk import disk
 from tunesmith.errors import RunError
 from tunesmith.json_values import loads_ours
 
 MOST_BYTES = 512 << 20
-"""Of one file of a run: a million steps of metrics take 300 MB."""
+"""Of a file of lines of a run: a million steps of metrics take 300 MB."""
+MOST_LINE_BYTES, MOST_JSON_BYTES = 16 << 20, 4 << 20
+"""Of one line, and of a JSON file of a run: values take up to 30 times as much in memory."""
 
 _CHUNK_BYTES = 1 << 20
 _SEAL = "seal"
@@ -100,14 +102,14 @@ def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
     write_json(path, {**value, _SEAL: _seal_of(value)})
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, most: int = MOST_JSON_BYTES) -> Any:
     """Parse a JSON file of ours; the seal of a sealed one is checked and taken off.
 
     Raises:
-        RunError: the file is missing, torn, no regular file, larger than ``MOST_BYTES``, or not what was sealed.
+        RunError: the file is missing, torn, no regular file, larger than ``most``, or not what was sealed.
     """
     try:
-        value = loads_ours(_payload(path).decode("utf-8"))
+        value = loads_ours(_payload(path, most).decode("utf-8"))
     except ValueError as error:
         raise RunError(f"a file of the run is not valid JSON: {error}", where=str(path), hint=_DAMAGED) from error
     if isinstance(value, dict) and _SEAL in value and value.pop(_SEAL) != _seal_of(value):
@@ -126,22 +128,34 @@ def _seal_of(value: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode("utf-8", errors="surrogatepass")).hexdigest()
 
 
-def _payload(path: Path) -> bytes:
-    """Bytes of a file of a run, which may come from anybody."""
+def _opened(path: Path, most: int) -> BinaryIO:
+    """A file of a run, which may come from anybody, opened for reading."""
     try:
         if not path.is_file() and path.exists():
             raise RunError(f"{path.name} of the run is not a regular file", where=str(path), hint=_DAMAGED)
-        with path.open("rb") as stream:
-            payload = stream.read(MOST_BYTES + 1)
+        stream = path.open("rb")
     except FileNotFoundError as error:
         raise RunError("a file of the run is missing", where=str(path), hint=_DAMAGED) from error
-    if len(payload) > MOST_BYTES:
-        raise RunError(
-            f"{path.name} of the run is larger than {MOST_BYTES >> 20} MiB, the most that is read",
-            where=str(path),
-            hint=_DAMAGED,
-        )
-    return payload
+    if os.fstat(stream.fileno()).st_size > most:
+        stream.close()
+        what = f"{path.name} of the run is larger than {most >> 20} MiB, the most that is read"
+        raise RunError(what, where=str(path), hint=_DAMAGED)
+    return stream
+
+
+def _payload(path: Path, most: int) -> bytes:
+    with _opened(path, most) as stream:
+        return stream.read(most)
+
+
+def raw_lines(path: Path) -> Iterator[bytes]:
+    """Lines of a file of a run, each with its line feed alone: U+2028 and its kin end none. RunError where one is too long."""
+    with _opened(path, MOST_BYTES) as stream:
+        while line := stream.readline(MOST_LINE_BYTES + 1):
+            if len(line) > MOST_LINE_BYTES:
+                what = f"a line of {path.name} is longer than {MOST_LINE_BYTES >> 20} MiB, the most that is read"
+                raise RunError(what, where=str(path), hint=_DAMAGED)
+            yield line
 
 
 def append_line(path: Path, value: Any) -> None:
@@ -221,39 +235,30 @@ class NewFile:
                 self._flush()
 
 
-def read_lines(path: Path) -> list[Any]:
-    """Read JSON lines; a torn last line is left out, a torn line before it raises RunError.
-
-    Lines end in a line feed alone: texts may hold U+2028 and its kin, at which ``str.splitlines`` would cut.
-    """
-    if not path.exists():
-        return []
-    lines = _payload(path).decode("utf-8", errors="replace").split("\n")
-    if lines and not lines[-1]:
-        lines.pop()
-    values: list[Any] = []
-    for number, line in enumerate(lines, 1):
+def iter_lines(path: Path) -> Iterator[Any]:
+    """Values of JSON lines, one at a time; a torn last line is left out, a torn line before it raises RunError."""
+    torn = 0
+    for number, line in enumerate(raw_lines(path) if path.exists() else (), 1):
+        if torn:
+            raise RunError("a line is not valid JSON", where=f"{path}:{torn}", hint=_DAMAGED)
         try:
-            values.append(loads_ours(line))
-        except ValueError as error:
-            if number == len(lines):
-                break
-            raise RunError("a line is not valid JSON", where=f"{path}:{number}", hint=_DAMAGED) from error
-    return values
-
-
-def read_rotten_lines(path: Path) -> list[Any]:
-    """JSON lines of a file that may be damaged: None in place of what is none. A torn last line is left out."""
-    *lines, last = _payload(path).split(b"\n")
-    values: list[Any] = []
-    for line in lines:
-        try:
-            values.append(loads_ours(line.decode("utf-8")))
+            value = loads_ours(line.decode("utf-8", errors="replace"))
         except ValueError:
-            values.append(None)
-    with suppress(ValueError):
-        values.append(loads_ours(last.decode("utf-8")))
-    return values
+            torn = number
+            continue
+        yield value
+
+
+def iter_rotten_lines(path: Path) -> Iterator[tuple[bytes, Any]]:
+    """Lines of a file that may be damaged, and their JSON values: None of what is none. A torn last line is left out."""
+    for line in raw_lines(path):
+        try:
+            value = loads_ours(line.decode("utf-8"))
+        except ValueError:
+            if not line.endswith(b"\n"):
+                return
+            value = None
+        yield line, value
 
 
 @contextmanager

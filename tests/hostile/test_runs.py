@@ -14,7 +14,7 @@ import pytest
 
 from tests.hostile.bounds import TELL, measured, within
 from tests.hostile.conftest import call
-from tunesmith.files import MOST_BYTES
+from tunesmith.files import MOST_BYTES, MOST_JSON_BYTES
 
 RUN = Path("runs/desk")
 LIGHT = (
@@ -174,18 +174,38 @@ def test_files_that_are_no_files(desk: Path, kind: str) -> None:
 
 
 def test_files_of_a_run_have_a_largest_size(desk: Path) -> None:
-    for name in ("metrics.jsonl", "status.json"):
+    for name, most in (("metrics.jsonl", MOST_BYTES), ("status.json", MOST_JSON_BYTES), ("plan.json", MOST_JSON_BYTES)):
         path = RUN / name
         kept = path.read_bytes()
         with path.open("wb") as stream:
-            stream.truncate(MOST_BYTES + 1)
+            stream.truncate(most + 1)
         code = (
             TELL
             + "from tunesmith.cli.main import run\nfor verb in (['runs', 'show', 'runs/desk'], ['runs', 'list'], ['report', 'runs/desk']): run(verb)"
         )
         _, peak = measured(code, seconds=60, mebibytes=4096)
-        assert peak < 300 + 2 * (MOST_BYTES >> 20)
+        assert peak < 300
         path.write_bytes(kept)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("status.json", "[" + "[]," * (MOST_JSON_BYTES // 3 - 8) + "[]]"),
+        ("environment.json", "[" + "[]," * 20_000_000 + "[]]"),
+        ("metrics.jsonl", '{"step":41}\n' * 2_000_000),
+        ("metrics.jsonl", '{"step":41,"x":"' + "x" * (17 << 20) + '"}\n'),
+    ],
+    ids=["as large as it may be", "too large", "very many lines", "a very long line"],
+)
+def test_files_of_a_run_are_read_in_bounded_memory(desk: Path, name: str, text: str) -> None:
+    (RUN / name).write_text(text)
+    code = (
+        TELL
+        + "from tunesmith.cli.main import run\nfor verb in (['runs', 'list'], ['runs', 'show', 'runs/desk']): run(verb)"
+    )
+    _, peak = measured(code, seconds=120, mebibytes=4096)
+    assert peak < 450
 
 
 @pytest.mark.parametrize("name", ["../../outside", "/tmp/outside", "..", ".", "a/b", "a\0b", "-x", "", "CON\n"])

@@ -19,11 +19,11 @@ from tunesmith.files import (
     append_line,
     copy_file,
     is_leftover,
+    iter_lines,
+    iter_rotten_lines,
     make_folders,
     new_folder,
     read_json,
-    read_lines,
-    read_rotten_lines,
     remove_folder,
     sweep,
     sync_appends,
@@ -129,7 +129,7 @@ def test_names_outlive_a_power_cut(tmp_path: Path) -> None:
     cut.lose()
     assert sorted(item.name for item in (tmp_path / "a" / "b").iterdir()) == ["copy", "lines"]
     assert (tmp_path / "a" / "b" / "copy").read_bytes() == b"copied"
-    assert read_lines(tmp_path / "a" / "b" / "lines") == [1]
+    assert list(iter_lines(tmp_path / "a" / "b" / "lines")) == [1]
     sync_appends()
 
 
@@ -167,8 +167,8 @@ def test_a_seal_is_checked_and_taken_off(tmp_path: Path) -> None:
 def test_rotten_lines_keep_their_places(tmp_path: Path) -> None:
     path = tmp_path / "lines"
     path.write_bytes(b'{"a": 1}\n\xff\n[[[\nnull\n2')
-    assert read_rotten_lines(path) == [{"a": 1}, None, None, None, 2]
+    assert [value for _, value in iter_rotten_lines(path)] == [{"a": 1}, None, None, None, 2]
     path.write_bytes(b'1\n{"tor')
-    assert read_rotten_lines(path) == [1]
+    assert [value for _, value in iter_rotten_lines(path)] == [1]
     path.write_bytes(b"")
-    assert read_rotten_lines(path) == []
+    assert [value for _, value in iter_rotten_lines(path)] == []

@@ -17,7 +17,7 @@ from tunesmith.data.ledger import Ledger
 from tunesmith.data.row_codec import read_rows_json
 from tunesmith.data.store import STORE_VERSION, TokenStore, TornStore
 from tunesmith.errors import RunError
-from tunesmith.files import read_json, sha256_of, write_sealed
+from tunesmith.files import MOST_BYTES, read_json, sha256_of, write_sealed
 from tunesmith.records import Row
 
 Split = Literal["train", "validation", "test"]
@@ -88,7 +88,7 @@ def open_prepared(folder: Path, *, verify: bool = False) -> Prepared:
         TornStore: a file is missing, has the wrong size, does not parse, or holds other bytes than were written.
     """
     try:
-        meta: dict[str, Any] = read_json(folder / META)
+        meta: dict[str, Any] = read_json(folder / META, MOST_BYTES)
         for name, size in meta["files"].items():
             path = folder / name
             if not path.is_file() or path.stat().st_size != size:
@@ -100,7 +100,7 @@ def open_prepared(folder: Path, *, verify: bool = False) -> Prepared:
         return Prepared(
             folder=folder,
             key=meta["key"],
-            ledger=Ledger.from_json(read_json(folder / LEDGER)),
+            ledger=Ledger.from_json(read_json(folder / LEDGER, MOST_BYTES)),
             train=TokenStore(folder / "train"),
             validation=_optional(folder / "validation"),
             test=_optional(folder / "test"),

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tunesmith.errors import RunError
-from tunesmith.files import NewFile, make_folders, read_json, write_json
+from tunesmith.files import MOST_BYTES, NewFile, make_folders, read_json, write_json
 from tunesmith.records import Origin, Row
 
 STORE_VERSION = 7
@@ -140,7 +140,7 @@ class TokenStore:
 
     def __init__(self, folder: Path) -> None:
         try:
-            meta: dict[str, Any] = read_json(folder / _META)
+            meta: dict[str, Any] = read_json(folder / _META, MOST_BYTES)
             self.num_rows = int(meta["rows"])
             self.num_tokens = int(meta["tokens"])
             self.num_trained = int(meta["trained"])

@@ -48,15 +48,15 @@ def changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
 
 def curves(run: RunFolder) -> dict[str, list[float]]:
     """Steps and losses of training and validation, as lists of equal length by pair."""
-    lines = run.metrics()
-    trained = [line for line in lines if line.get("loss") is not None]
-    validated = [line for line in lines if line.get("validation_loss") is not None]
-    return {
-        "steps": [line["step"] for line in trained],
-        "losses": [line["loss"] for line in trained],
-        "validation_steps": [line["step"] for line in validated],
-        "validation_losses": [line["validation_loss"] for line in validated],
-    }
+    found: dict[str, list[float]] = {"steps": [], "losses": [], "validation_steps": [], "validation_losses": []}
+    for line in run.each_metric():
+        for key, steps, losses in (
+            ("loss", "steps", "losses"), ("validation_loss", "validation_steps", "validation_losses"),
+        ):  # fmt: skip
+            if line.get(key) is not None:
+                found[steps].append(line["step"])
+                found[losses].append(line[key])
+    return found
 
 
 def _beside(a: Mapping[str, Mapping[str, Any]], b: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

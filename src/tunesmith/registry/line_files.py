@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tunesmith.errors import RunError
 from tunesmith.files import (
     append_line,
     copy_file,
     disk_trouble,
+    iter_rotten_lines,
     mend_tail,
-    read_lines,
-    read_rotten_lines,
     sync_appends,
-    write_text,
+    write_bytes,
 )
-from tunesmith.registry.shapes import is_line
+from tunesmith.registry.shapes import DAMAGED, is_line
 
 
 class LineFiles:
@@ -119,29 +118,35 @@ class LineFiles:
 def _mend(path: Path) -> str | None:
     if not path.exists():
         return None
-    read = read_rotten_lines(path)
-    good = [value for value in read if is_line(value)]
-    if len(good) == len(read):
+    num_lines = num_good = 0
+    for _, value in iter_rotten_lines(path):
+        num_lines, num_good = num_lines + 1, num_good + is_line(value)
+    if num_good == num_lines:
         return None
     number = 0
     while (aside := path.with_name(f"{path.name}.bad-{number}")).exists():
         number += 1
     copy_file(path, aside)
-    _write(path, good)
-    bad = len(read) - len(good)
+    _write(path, [line for line, value in iter_rotten_lines(path) if is_line(value)])
+    bad = num_lines - num_good
     lines = "line is" if bad == 1 else "lines are"
-    return f"{bad} of the {len(read):,} lines of {path.name}: the {lines} damaged and left out; as it was, it is kept as {aside.name}"
+    return f"{bad} of the {num_lines:,} lines of {path.name}: the {lines} damaged and left out; as it was, it is kept as {aside.name}"
 
 
-def _write(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
-    write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+def _write(path: Path, lines: Sequence[bytes]) -> None:
+    write_bytes(path, b"".join(line if line.endswith(b"\n") else line + b"\n" for line in lines))
 
 
 def _keep(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> int:
     """Rewrite a file of JSON lines with the wanted ones; returns how many were dropped."""
     if not path.exists():
         return 0
-    lines = read_lines(path)
-    kept = [line for line in lines if wanted(line)]
+    kept, num_lines = [], 0
+    for line, value in iter_rotten_lines(path):
+        if not is_line(value):
+            raise RunError("a line of the run is torn", where=str(path), hint=DAMAGED)
+        num_lines += 1
+        if wanted(value):
+            kept.append(line)
     _write(path, kept)
-    return len(lines) - len(kept)
+    return num_lines - len(kept)

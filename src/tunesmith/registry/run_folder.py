@@ -18,9 +18,9 @@ from tunesmith.disk import disk
 from tunesmith.errors import RecipeError, RunError
 from tunesmith.files import (
     is_leftover,
+    iter_lines,
     make_folders,
     read_json,
-    read_lines,
     remove_folder,
     sweep,
     sync_appends,
@@ -319,16 +319,20 @@ class RunFolder:
         self._lines.append(self.samples_path, line)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Lines of metrics.jsonl; a torn last line is left out."""
-        return lines_of(read_lines(self.metrics_path), self.metrics_path)
+        """All that ``each_metric`` gives."""
+        return list(self.each_metric())
+
+    def each_metric(self) -> Iterator[dict[str, Any]]:
+        """Lines of metrics.jsonl, one at a time; a torn last line is left out."""
+        return lines_of(iter_lines(self.metrics_path), self.metrics_path)
 
     def events(self) -> list[dict[str, Any]]:
         """Lines of events.jsonl."""
-        return lines_of(read_lines(self.events_path), self.events_path)
+        return list(lines_of(iter_lines(self.events_path), self.events_path))
 
     def samples(self) -> list[dict[str, Any]]:
         """Lines of samples.jsonl."""
-        return lines_of(read_lines(self.samples_path), self.samples_path)
+        return list(lines_of(iter_lines(self.samples_path), self.samples_path))
 
     def rewind_metrics(self, step: int, *, evaluated: bool = True) -> int:
         """Drop metrics and samples after ``step``, so that a resumed run says each step once; events stay.
@@ -337,8 +341,7 @@ class RunFolder:
             step: the last step that stays.
             evaluated: False drops what the evaluation at ``step`` itself said, which is about to be made again.
 
-        Returns:
-            Number of lines dropped.
+        Returns the number of lines dropped.
         """
 
         def stays(line: Mapping[str, Any]) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,8 @@ def status_of(values: Any, statuses: Sequence[str], path: Path) -> dict[str, Any
     return dict(values)
 
 
-def lines_of(values: Sequence[Any], path: Path) -> list[dict[str, Any]]:
-    """Lines of metrics, events or samples, whole.
+def lines_of(values: Iterable[Any], path: Path) -> Iterator[dict[str, Any]]:
+    """Lines of metrics, events or samples, whole, one at a time.
 
     Raises:
         RunError: one is no mapping, has no whole number as ``step``, or a number of it is none; names the line.
@@ -41,7 +41,7 @@ def lines_of(values: Sequence[Any], path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(values, 1):
         if not is_line(line):
             raise RunError("a line of the run is torn", where=f"{path}:{number}", hint=DAMAGED)
-    return list(values)
+        yield line
 
 
 def is_line(value: Any) -> bool:

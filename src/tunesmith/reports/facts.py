@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import RunError
-from tunesmith.files import read_json, read_lines
+from tunesmith.files import iter_lines, read_json
 from tunesmith.registry.run_folder import LINEAGE
 from tunesmith.registry.runs import RunFolder
 from tunesmith.reports.wording import DASH, as_list, as_mapping, as_number, clock
@@ -165,7 +165,7 @@ def _lines(path: Path, folder: Path, missing: list[str]) -> list[Json]:
         missing.append(f"{shown} is not there")
         return []
     try:
-        values = read_lines(path)
+        values = list(iter_lines(path))
     except (RunError, OSError, UnicodeDecodeError) as error:
         missing.append(f"{shown} cannot be read ({error.what if isinstance(error, RunError) else error})")
         return []

@@ -267,7 +267,7 @@ class Fit:
     def _tell_lost_lines(self, step: int, known: int = 0) -> int:
         """Say which steps up to ``step`` have no line, where they are more than is known: they are not done again."""
         first = 1 + (int(self.fork.lineage["starts_at"]) if self.fork is not None else 0)
-        told = {line["step"] for line in self.run.metrics() if "learning_rate" in line}
+        told = {line["step"] for line in self.run.each_metric() if "learning_rate" in line}
         lost = [number for number in range(first, step + 1) if number not in told]
         if len(lost) > known:
             self.say(
