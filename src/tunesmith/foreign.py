@@ -105,6 +105,12 @@ def refuse_links_out(
     Raises:
         kind: names the first of them.
     """
+    if folder.is_symlink() and not folder.exists():
+        raise kind(
+            "the folder is a link that leads nowhere",
+            where=str(folder),
+            hint="make the folder that it names, or name another one",
+        )
     homes = [os.path.realpath(home) for home in (folder, *also)]
     for name in names:
         end = Path(os.path.realpath(folder / name))

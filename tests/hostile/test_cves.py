@@ -354,12 +354,15 @@ def test_cve_2026_54235_nor_is_it_a_value_of_a_recipe(tmp_path: Path, key: str) 
 @pytest.mark.parametrize(
     "name", ["../../../etc/cron.d/x", "/etc/cron.d/x", "..", "a/../../b", "a\\..\\b", "a\0b", ".hidden/../.."]
 )
-def test_cve_2026_6855_cve_2023_1177_cve_2025_11201_a_name_is_no_path(name: str) -> None:
+def test_cve_2026_6855_cve_2023_1177_cve_2025_11201_a_name_is_no_path(tmp_path: Path, name: str) -> None:
     """InstructLab's logs_dir and MLflow's artifacts and model versions: a name with dots wrote and read elsewhere."""
     with pytest.raises(RecipeError):
         parse({"name": name, "model": "m", "data": {"train": "r.jsonl"}})
-    folder = CheckpointFolder(Path("checkpoints"), "identity")
-    assert folder.steps() == []
+    (tmp_path / "away").mkdir()
+    for item in ("00000003", "00000004.bad-0", "0000005", "00000006\n", "٠٠٠٠٠٠٠٧"):
+        (tmp_path / "checkpoints" / item).mkdir(parents=True)
+    (tmp_path / "checkpoints" / "00000008").symlink_to(tmp_path / "away")
+    assert CheckpointFolder(tmp_path / "checkpoints", "identity").steps() == [3]
 
 
 def test_cve_2025_15031_cve_2025_15036_no_archive_is_unpacked() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.hostile.bounds import answer, refusal
+from tests.hostile.conftest import call
 from tunesmith.disk import Disk
 from tunesmith.errors import RunError
 from tunesmith.files import append_line, mend_tail, write_text
@@ -83,3 +84,9 @@ def test_the_lease_is_not_taken_through_a_link(run: Path, outside: Path) -> None
     (run / "lease.json").symlink_to(outside / "new")
     assert isinstance(answer(take), RunError)
     assert not (outside / "new").exists()
+
+
+def test_a_link_that_leads_nowhere_is_no_place_for_a_run(desk: Path) -> None:
+    Path("nowhere").symlink_to(desk / "not" / "there")
+    call("train", "recipe.yaml", "--run", "nowhere").refuses(2, "a link that leads nowhere")
+    assert Path("nowhere").is_symlink()

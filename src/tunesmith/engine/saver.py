@@ -7,6 +7,7 @@ again; after a few failures in a row the run stops.
 from __future__ import annotations
 
 import copy
+import math
 import os
 import threading
 import time
@@ -23,7 +24,8 @@ from tunesmith.files import disk_trouble, make_folders
 
 _HEADROOM = 1.2
 """Free space asked for, as a multiple of the checkpoint: the disk is shared, and files have overhead."""
-_INODES = 16
+_INODES = 6
+"""Of a checkpoint: its folder, four files, and the status that names it."""
 _SLOW_SECONDS = 10.0
 
 
@@ -184,7 +186,10 @@ def lack_of_room(folder: Path, num_bytes: int) -> str | None:
     found = os.statvfs(folder)
     free = found.f_bavail * found.f_frsize
     if free < num_bytes * _HEADROOM:
-        return f"{num_bytes * _HEADROOM / 1e6:,.1f} MB are needed, {free / 1e6:,.1f} MB are free"
+        needed = math.ceil(num_bytes * _HEADROOM)
+        if f"{needed / 1e6:,.1f}" == f"{free / 1e6:,.1f}":
+            return f"{needed:,} bytes are needed, {free:,} bytes are free"
+        return f"{needed / 1e6:,.1f} MB are needed, {free / 1e6:,.1f} MB are free"
     if found.f_files and found.f_favail < _INODES:
         return f"{_INODES} files are needed, the file system has room for {found.f_favail}"
     return None

@@ -18,6 +18,7 @@ _TITLES = {
     "rolled_back": "Rolled back",
     "step_skipped": "Step not applied",
     "restarted": "Started again from the first step",
+    "begun_again": "Started again from the first step",
     "checkpoint_set_aside": "Damaged checkpoint set aside",
     "best_lost": "Best checkpoint lost",
     "checkpoint_failed": "Checkpoint not written",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Protocol
 
 from tunesmith.errors import GuardStopped, Interrupted, RunError, TunesmithError
@@ -62,8 +62,7 @@ def recorded(run: RunFolder, work: Working) -> Iterator[None]:
 
 def _record(run: RunFolder, status: str, step: int, what: str) -> None:
     """Write the ending down, where the disk lets it: the error that led here is the one to tell."""
-    try:
-        run.set_status(status, message=what)
+    with suppress(OSError, LeaseLost):  # a line needs no new file: it may be taken where the status is not
         run.append_event(status, step, what)
-    except (OSError, LeaseLost):
-        return
+    with suppress(OSError, LeaseLost):
+        run.set_status(status, message=what)

@@ -92,8 +92,8 @@ def reproduce(run_folder: Path, into: Path | None = None, *, progress: Progress 
         with recorded(job.copy, job):
             first = job.train()
             job.close(first)
-    if first is None and into is None:
-        remove_folder(job.copy.path)
+        if first is None and into is None:  # while it is held: the next call makes a folder of its own
+            remove_folder(job.copy.path)
     steps = first.step if first is not None else job.steps
     return Reproduction(
         run=job.run.path, folder=job.copy.path if job.copy.path.exists() else None, steps=steps, first=first,

@@ -114,6 +114,8 @@ def test_room_is_asked_for_before_a_save(tmp_path: Path, monkeypatch: pytest.Mon
     found = os.statvfs(tmp_path)
     free = found.f_bavail * found.f_frsize
     assert lack_of_room(tmp_path, 1000) is None
+    close = lack_of_room(tmp_path, int((free + 1000) / 1.2))
+    assert close is None or close.endswith(" bytes are free")
     said = lack_of_room(tmp_path, int(free / 1.1))
     assert said is not None
     assert said.endswith("MB are free")
@@ -123,10 +125,10 @@ def test_room_is_asked_for_before_a_save(tmp_path: Path, monkeypatch: pytest.Mon
         f_bavail, f_frsize, f_files, f_favail = 1 << 30, 4096, 1000, 3
 
     monkeypatch.setattr(saver_module.os, "statvfs", lambda path: NoInodes)
-    assert lack_of_room(tmp_path, 1000) == "16 files are needed, the file system has room for 3"
+    assert lack_of_room(tmp_path, 1000) == "6 files are needed, the file system has room for 3"
     saver, events = make(tmp_path)
     saver.save(checkpoint(1, torch.ones(4)))
-    assert "16 files are needed" in events[0]
+    assert "6 files are needed" in events[0]
     assert saver.folder.steps() == []
 
 

@@ -19,7 +19,7 @@ from tunesmith.reports.render import render_report
 
 TROUBLE_KINDS = {
     "step_skipped", "rolled_back", "diverging", "layer_fault", "checkpoint_failed", "checkpoint_set_aside", "best_lost",
-    "restarted", "recompute_on", "passes_cut", "slow_step", "slow_disk", "stopped", "sink_failed", "lost", "stalled",
+    "restarted", "begun_again", "recompute_on", "passes_cut", "slow_step", "slow_disk", "stopped", "sink_failed", "lost", "stalled",
     "differs", "lines_damaged", "lines_lost",
 }  # fmt: skip
 QUIET_KINDS = {
