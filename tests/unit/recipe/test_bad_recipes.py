@@ -116,7 +116,8 @@ def test_unknown_key_without_a_near_one_lists_the_known(refused: Refused) -> Non
         ),
         (
             "adapter: {type: full, also-train: [x]}\n",
-            "did you mean `also_train`? It belongs to `type: lora`, `type: gralora` and `type: bottleneck`; known keys here: type",
+            "did you mean `also_train`? It belongs to `type: lora`, `type: gralora`, `type: bottleneck`, `type: prompt`, "
+            "`type: p-tuning` and `type: prefix`; known keys here: type",
         ),
         (
             "objective: {type: clm, loss_on: responses}\n",
@@ -242,7 +243,7 @@ def test_unknown_type_of_a_method(refused: Refused) -> None:
 
 
 def test_unknown_type_without_a_near_one_lists_the_known(refused: Refused) -> None:
-    known = "one of: `full`, `partial`, `head`, `lora`, `gralora`, `bottleneck`"
+    known = "one of: `full`, `partial`, `head`, `lora`, `gralora`, `bottleneck`, `prompt`, `p-tuning`, `prefix`"
     assert refused("adapter: {type: zzz}\n").hint == known
 
 
