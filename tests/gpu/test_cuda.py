@@ -19,6 +19,7 @@ from tunesmith.engine.trainer import Trainer
 from tunesmith.models.causal_lm import CausalLM
 from tunesmith.objectives.next_token import NextToken
 from tunesmith.recipe.adapters import FullSection, LoraSection
+from tunesmith.recipe.prompts import PrefixSection, PromptSection
 
 pytestmark = [
     pytest.mark.gpu,
@@ -55,6 +56,30 @@ def test_the_varlen_kernel_agrees_with_fp32_on_the_cpu(name: str) -> None:
     assert expected is not None
     assert found is not None
     assert (found.cpu() - expected).abs().mean() < 0.05
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "mistral"])
+@pytest.mark.parametrize(
+    "section", [PrefixSection(num_tokens=6), PromptSection(num_tokens=6)], ids=["prefix", "prompt"]
+)
+def test_virtual_tokens_in_the_varlen_kernel_agree_with_fp32_on_the_cpu(name: str, section: Any) -> None:
+    pack = batch((7, 1, 13, 40, 22))
+    model = CausalLM(family(name))
+    adapter = build(section, 3)
+    adapter.attach(model.hf)
+    model(pack).logprob_S.sum().backward()  # type: ignore[union-attr]
+    (part,) = adapter.groups()[0].parameters
+    expected, slope = model(pack).logprob_S, part[1].grad.clone()  # type: ignore[union-attr]
+    part[1].grad = None
+    model.to("cuda")
+    with torch.autocast("cuda", dtype=torch.bfloat16):
+        found = model(pack.to("cuda")).logprob_S
+    assert expected is not None
+    assert found is not None
+    found.sum().backward()
+    (part,) = adapter.groups()[0].parameters
+    assert (found.cpu() - expected).abs().mean() < 0.05
+    assert torch.nn.functional.cosine_similarity(part[1].grad.cpu().flatten(), slope.flatten(), dim=0) > 0.98  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("scope", ["lora", "full"])

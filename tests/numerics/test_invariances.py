@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from tests.loops import LENGTHS, VIRTUAL, make_trainer
+from tests.loops import LENGTHS, VIRTUAL, MemoryStore, make_trainer
+from tunesmith.data.loader import PackedStream, StreamOptions
 from tunesmith.objectives.next_token import NextToken
 
 CUTS = [
@@ -60,6 +63,18 @@ def test_weighted_losses_of_another_shape_do_not_depend_on_the_cutting(
         assert facts.grad_norm == pytest.approx(found[0].grad_norm, rel=1e-5)
         assert facts.metrics["nll"] == pytest.approx(found[0].metrics["nll"], rel=1e-6)
     assert found[0].loss != pytest.approx(found[0].metrics["nll"], rel=1e-3)
+
+
+def test_packs_leave_room_for_virtual_tokens() -> None:
+    """A pass of 30 tokens holds three rows of 10, and two with 4 virtual tokens in front of each."""
+    store: Any = MemoryStore([10] * 8)
+    options = StreamOptions(batch_size=8, total_steps=1, atom_tokens=30, seed=0)
+    plain, virtual = PackedStream(store, options), PackedStream(store, replace(options, virtual_tokens=4))
+    assert [len(batch.lengths) for batch in plain.atoms(0)] == [3, 3, 2]
+    assert [len(batch.lengths) for batch in virtual.atoms(0)] == [2, 2, 2, 2]
+    assert plain.rows_of(0).tolist() == virtual.rows_of(0).tolist()
+    assert [len(stream.heaviest().lengths) for stream in (plain, virtual)] == [3, 2]  # type: ignore[union-attr]
+    assert {batch.num_tokens for batch in virtual.atoms(0)} == {20}, "batches do not hold them"
 
 
 def test_the_loss_is_the_mean_over_all_trained_tokens_of_the_step(tmp_path: Path) -> None:

@@ -52,11 +52,13 @@ class Generator:
         answers = [Completion(text="", ids=(), logprobs=(), ended=False)] * len(prompts)
         with_room = [index for index, prompt in enumerate(prompts) if self._room(prompt, how) > 0]
         by_length = sorted(with_room, key=lambda index: (len(prompts[index]), index))
-        even = self._needs_even_lengths()
+        even, taken = self._needs_even_lengths(), front_of(self.model.hf).num_tokens
         start = 0
         while start < len(by_length):
             end = start + 1
-            while end < len(by_length) and (end - start + 1) * len(prompts[by_length[end]]) <= self.batch_tokens:
+            while (
+                end < len(by_length) and (end - start + 1) * (len(prompts[by_length[end]]) + taken) <= self.batch_tokens
+            ):
                 if even and len(prompts[by_length[end]]) != len(prompts[by_length[start]]):
                     break
                 end += 1

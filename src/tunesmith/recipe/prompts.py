@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -24,6 +24,7 @@ StartText = Annotated[str | list[int] | None, BeforeValidator(_as_text)]
 class VirtualSection(AddedSection):
     """What adapters with virtual tokens share."""
 
+    merges: ClassVar[bool] = False
     num_tokens: int = Field(default=20, gt=0)
     """Virtual tokens in front of every example; they take as many positions of the model's context."""
 

@@ -17,7 +17,8 @@ from tunesmith.visible import visible
 
 CARD = "card.md"
 _LIBRARIES = {
-    "lora": "peft", "gralora": "peft", "bottleneck": "tunesmith", "full": "transformers", "partial": "transformers",
+    "lora": "peft", "gralora": "peft", "bottleneck": "tunesmith", "prompt": "peft", "p-tuning": "peft", "prefix": "peft",
+    "full": "transformers", "partial": "transformers",
 }  # fmt: skip
 _MARKUP = re.compile(r"([\\`*_{}\[\]<>|#~])")
 _TRAINING_KEYS = (
@@ -141,6 +142,9 @@ def _origin(facts: Facts) -> str:
         "lora": f"a LoRA adapter of rank {adapter.get('rank')}",
         "gralora": f"a GraLoRA adapter of rank {adapter.get('rank')}",
         "bottleneck": "bottleneck adapters, which PEFT cannot read",
+        "prompt": f"a prompt of {adapter.get('num_tokens')} virtual tokens",
+        "p-tuning": f"a prompt of {adapter.get('num_tokens')} virtual tokens, made by P-tuning",
+        "prefix": f"keys and values of {adapter.get('num_tokens')} virtual tokens in every layer",
         "full": "all parameters trained",
         "partial": "some parameters trained",
     }

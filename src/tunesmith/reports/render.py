@@ -93,6 +93,9 @@ def subtitle(facts: Facts) -> str:
         "lora": f"LoRA rank {adapter.get('rank')}",
         "gralora": f"GraLoRA rank {adapter.get('rank')}",
         "bottleneck": "bottleneck adapters",
+        "prompt": f"prompt of {adapter.get('num_tokens')} tokens",
+        "p-tuning": f"P-tuning of {adapter.get('num_tokens')} tokens",
+        "prefix": f"prefix of {adapter.get('num_tokens')} tokens",
         "full": "all parameters",
         "partial": "some parameters",
     }.get(kind, kind)
