@@ -324,7 +324,9 @@ def test_features_are_kept_and_give_the_same_training(tmp_path: Path, monkeypatc
     assert len(list((tmp_path / "cache" / "features").iterdir())) == 2, "another pooling reads other features"
 
 
-def test_a_frozen_base_is_asked_once_where_its_features_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_frozen_base_is_asked_once_where_its_features_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path / "cache"))
     recipe = recipe_for(tmp_path, "llama", "head")
     open_data(recipe)

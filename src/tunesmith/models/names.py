@@ -73,6 +73,9 @@ _POSITIONS = frozenset(("wpe", "embed_positions", "position_embeddings", "token_
 _HEADS = frozenset(("lm_head", "embed_out"))
 _NORM = re.compile(r"norm|(?:^|_)ln(?:_|$)|^ln\d?$")
 
+VIRTUAL = "virtual_tokens"
+"""Child of a model that holds the virtual tokens of its adapters, and their place in a plan."""
+
 
 def first_fit(name: str, patterns: Iterable[str]) -> str | None:
     """The first glob that fits a module's name, or None."""
@@ -97,12 +100,17 @@ def num_layers(names: Iterable[str]) -> int:
 
 
 def depth(name: str, num_layers: int) -> int:
-    """Place of a parameter: 0 before the layers (embeddings and their norms), 1 to ``num_layers`` in one, then what follows."""
+    """Place of a parameter: 0 before the layers (embeddings and their norms, virtual tokens), 1 to ``num_layers`` in one, then what follows."""
     index = layer_index(name)
     if index is not None:
         return index + 1
-    before = is_embedding(name) or is_position_embedding(name) or "embeddings" in name.split(".")
+    before = is_embedding(name) or is_position_embedding(name) or is_virtual(name) or "embeddings" in name.split(".")
     return 0 if before and not is_head(name) else num_layers + 1
+
+
+def is_virtual(name: str) -> bool:
+    """Whether a name is that of an adapter's virtual tokens."""
+    return name.split(".", maxsplit=1)[0] == VIRTUAL
 
 
 def in_attention(module: str) -> bool:

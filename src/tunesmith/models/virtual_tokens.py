@@ -20,9 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from tunesmith.models.attention import Cached, PackLayout, interleaved, layout_of, moved
+from tunesmith.models.names import VIRTUAL
 from tunesmith.types import Batch
 
-NAME = "virtual_tokens"
+NAME = VIRTUAL
 """Name of the child of a model that holds its adapters' virtual tokens."""
 
 

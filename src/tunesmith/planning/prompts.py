@@ -91,5 +91,14 @@ def trained_numbers(facts: ModelFacts, section: VirtualSection) -> int:
     return count + lstm + _dense(2 * inner, 2 * inner) + _dense(2 * inner, width)
 
 
+def window_notes(recipe: Recipe, facts: ModelFacts) -> list[str]:
+    """A sentence where a model's window hides virtual tokens."""
+    if not virtual_tokens_of(recipe.adapter) or facts.sliding_window is None:
+        return []
+    return [
+        f"layers with a window of {facts.sliding_window:,} tokens see virtual tokens only from that near: as they would see real tokens"
+    ]
+
+
 def _dense(num_in: int, num_out: int) -> int:
     return num_in * num_out + num_out

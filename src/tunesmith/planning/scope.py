@@ -17,9 +17,6 @@ from tunesmith.recipe.bottleneck import BottleneckPart, BottleneckSection
 from tunesmith.recipe.low_rank import AddedSection, GraloraSection, LoraSection, LowRankSection
 from tunesmith.recipe.prompts import VirtualSection, virtual_tokens_of
 
-VIRTUAL = "virtual_tokens"
-"""What ``Scope.adapted`` calls an adapter's virtual tokens."""
-
 
 @dataclass(frozen=True)
 class TrainableCount:
@@ -106,7 +103,7 @@ def scope_of(facts: ModelFacts, section: AdapterSection, head: int = 0) -> Scope
         kept = {name: _kept(facts, part) for name, part in parts.items()}
     elif isinstance(section, VirtualSection):
         chosen = set(_matching(section.also_train, facts, "adapter.also_train"))
-        adapted = {VIRTUAL: trained_numbers(facts, section)}
+        adapted = {names.VIRTUAL: trained_numbers(facts, section)}
     else:
         chosen = set(_matching(section.also_train, facts, "adapter.also_train"))
         adapted = {name: _part_size(facts, section, name) for name in lora_targets(facts, section.targets)}
@@ -308,6 +305,6 @@ def first_layer(facts: ModelFacts, chosen: Iterable[str]) -> int:
         is_start = names.is_position_embedding(name) or (names.is_embedding(name) and not names.is_head(name))
         if index is not None:
             lowest = min(lowest, index)
-        elif is_start or name == VIRTUAL:
+        elif is_start or names.is_virtual(name):
             lowest = 0
     return lowest

@@ -7,6 +7,7 @@ from tunesmith.planning.dropout import dropout_notes
 from tunesmith.planning.early_stopping import early_stopping_notes
 from tunesmith.planning.freezing import freezing_notes
 from tunesmith.planning.losses import loss_notes, require_dropout
+from tunesmith.planning.prompts import window_notes
 from tunesmith.planning.scope import Scope
 from tunesmith.planning.settings import Settings
 from tunesmith.planning.start import start_notes
@@ -24,6 +25,7 @@ def recipe_notes(recipe: Recipe, facts: ModelFacts, scope: Scope, settings: Sett
         *start_notes(recipe),
         *loss_notes(recipe),
         *dropout_notes(recipe, facts, settings),
+        *window_notes(recipe, facts),
         *freezing_notes(recipe, facts, scope, settings),
         *early_stopping_notes(recipe, settings),
     ]

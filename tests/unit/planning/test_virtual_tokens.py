@@ -10,9 +10,11 @@ import pytest
 
 from tunesmith.embedded import DEFAULT_MODEL
 from tunesmith.errors import RecipeError
+from tunesmith.models import names
 from tunesmith.planning import defaults
 from tunesmith.planning.cost import flops_per_token, run_flops
 from tunesmith.planning.plan import Plan, make_plan
+from tunesmith.planning.prompts import window_notes
 from tunesmith.planning.scope import scope_of
 from tunesmith.planning.settings import Counts
 from tunesmith.recipe.codec import parse
@@ -104,6 +106,24 @@ def test_flops_are_those_of_longer_documents(tiny, make_settings) -> None:
     assert (scope.first_layer, scope.virtual_tokens, scope.num_adapter) == (0, 20, 20 * tiny.hidden_size)
     plain = replace(scope, adapted={}, virtual_tokens=0)
     assert flops_per_token(tiny, scope, make_settings(), 40) == flops_per_token(tiny, plain, make_settings(), 40)
+
+
+@pytest.mark.parametrize(("kind", "window", "said"), [("prefix", 8, 1), ("prefix", None, 0), ("lora", 8, 0)])
+def test_a_window_that_hides_them_is_said(tiny, kind: str, window: int | None, said: int) -> None:
+    notes = window_notes(recipe({"type": kind}), replace(tiny, sliding_window=window))
+    assert len(notes) == said
+    assert all("window of 8 tokens" in note for note in notes)
+
+
+def test_they_stand_before_the_layers() -> None:
+    """For rates by layer and for freezing: whatever makes them, their gradient passes every layer."""
+    for name in (
+        "virtual_tokens.embedding.weight",
+        "virtual_tokens.mlp_head.0.bias",
+        "virtual_tokens.transform.2.weight",
+    ):
+        assert names.depth(name, 8) == 0
+    assert names.depth("model.virtual_tokens_norm.weight", 8) == 9
 
 
 def test_rates(tiny) -> None:
