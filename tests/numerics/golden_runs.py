@@ -11,14 +11,17 @@ from pathlib import Path
 import torch
 
 from tests.loops import MemoryStore, Recorder
-from tests.tiny import family
+from tests.tiny import VOCABULARY, family
+from tests.tiny_encoders import encoder
 from tunesmith.adapters import ADAPTERS
 from tunesmith.adapters import build as build_adapter
 from tunesmith.data.loader import PackedStream, StreamOptions, make_batch
+from tunesmith.data.masked_batches import Masking
 from tunesmith.engine.checkpoint import CheckpointFolder
 from tunesmith.engine.options import TrainerOptions
 from tunesmith.engine.trainer import Trainer
 from tunesmith.models.causal_lm import CausalLM
+from tunesmith.models.encoder_lm import EncoderLM
 from tunesmith.models.head_shape import HeadShape, task_of
 from tunesmith.objectives import OBJECTIVES
 from tunesmith.objectives import build as build_objective
@@ -26,7 +29,7 @@ from tunesmith.recipe.adapters import FullSection, HeadOnlySection, PartialSecti
 from tunesmith.recipe.bottleneck import BottleneckSection
 from tunesmith.recipe.heads import HeadedSection
 from tunesmith.recipe.low_rank import GraloraSection, LoraSection
-from tunesmith.recipe.objectives import ClmSection, SftSection
+from tunesmith.recipe.objectives import ClmSection, MlmSection, SftSection
 from tunesmith.recipe.prompts import PrefixSection, PromptSection, PTuningSection
 from tunesmith.recipe.section import Section
 from tunesmith.types import Batch
@@ -52,6 +55,8 @@ HEADLESS = {**SECTIONS, PartialSection: PartialSection(last_layers=1, norms=True
 RATES = {FullSection: 3e-3, PartialSection: 5e-3, HeadOnlySection: 5e-2, LoraSection: 1e-2, GraloraSection: 1e-2,
          BottleneckSection: 5e-3, PromptSection: 1e-1, PTuningSection: 1e-2,
          PrefixSection: 1e-1}  # fmt: skip
+ON_ENCODER = {**HEADLESS, BottleneckSection: BottleneckSection(placement="sequential", reduction=4)}
+"""The same for an encoder, whose feed-forward is no module of its own that an adapter could run beside."""
 LABELS = 3
 
 
@@ -83,6 +88,17 @@ def _headed_rows(store: MemoryStore, section: HeadedSection) -> Callable[[Sequen
     return make
 
 
+def _masked_rows(store: MemoryStore) -> Callable[[Sequence[int], float, int], Batch]:
+    """Packs with hidden tokens, drawn by epoch and row index."""
+    masking = Masking(1, 0.15, False, frozenset({0, 1, 2}), VOCABULARY)
+
+    def make(rows: Sequence[int], progress: float, epoch: int) -> Batch:
+        keys = [f"{epoch} {row}" for row in rows]
+        return masking.batch([store.row(row)[0] for row in rows], keys, rows, [1.0] * len(rows), progress)
+
+    return make
+
+
 def name_of(objective: type[Section], adapter: type[Section]) -> str:
     """``sft-lora``."""
     return f"{objective.model_fields['type'].default}-{adapter.model_fields['type'].default}"
@@ -90,7 +106,8 @@ def name_of(objective: type[Section], adapter: type[Section]) -> str:
 
 def golden_losses(objective: type[Section], adapter: type[Section]) -> list[float]:
     """Losses of five steps, in nats per trained token."""
-    model, section = CausalLM(family("llama")), objective()
+    section = objective()
+    model = EncoderLM(encoder("bert")) if objective is MlmSection else CausalLM(family("llama"))
     store = MemoryStore(ROW_LENGTHS, seed=3, trained_from=PROMPT_TOKENS.get(objective, 1))
     shape, make = None, None
     if isinstance(section, HeadedSection):
@@ -98,7 +115,9 @@ def golden_losses(objective: type[Section], adapter: type[Section]) -> list[floa
         task = task_of(section)
         shape = HeadShape(task, "linear", 32, 1 if task == "regress" else LABELS)
         make = _headed_rows(store, section)
-    scope = build_adapter((HEADLESS if shape else SECTIONS)[adapter], 7)
+    if objective is MlmSection:
+        make = _masked_rows(store)
+    scope = build_adapter((ON_ENCODER if objective is MlmSection else HEADLESS if shape else SECTIONS)[adapter], 7)
     scope.attach(model.hf)
     steps = StreamOptions(batch_size=8, total_steps=STEPS, atom_tokens=64, seed=7, virtual_tokens=scope.virtual_tokens)
     stream = PackedStream(store, steps, make)  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def overrides(path: Path, folder: Path | None, data: Path | None) -> list[str]:
     found = [f"{key}.limit={ROWS}" for key in sources(load(path))]
     model = load(path).model.name
     if model.startswith("models/"):
-        place = data.parent / model if data else write_encoder((folder or Path()) / model, "bert")
+        place = data.parent / model if data else _stand_in_encoder((folder or Path()) / model)
         found.append(f"model.name={place}")
     for key, source in sources(load(path)).items():
         name = str(source.path)
@@ -58,6 +59,16 @@ def short(path: Path) -> list[str]:
     kinds = {"classify": "classification", "regress": "regression"}
     task = kinds.get(load(path).objective.type, "loss")
     return [item.replace("type: loss", f"type: {task}") for item in SHORT]
+
+
+def _stand_in_encoder(folder: Path) -> Path:
+    """A random BERT whose tokenizer names a mask token."""
+    write_encoder(folder, "bert")
+    path = folder / "tokenizer_config.json"
+    path.write_text(
+        json.dumps(json.loads(path.read_text(encoding="utf-8")) | {"mask_token": "<|pad|>"}), encoding="utf-8"
+    )
+    return folder
 
 
 def two_steps(path: Path, given: list[str], folder: Path) -> tuple[Plan, RunFolder]:

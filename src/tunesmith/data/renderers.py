@@ -9,11 +9,14 @@ from tunesmith.data.head_rendering import HeadRenderer
 from tunesmith.data.rendering import Renderer
 from tunesmith.recipe.heads import HeadedSection
 from tunesmith.recipe.model import ModelSection
-from tunesmith.recipe.objectives import ClmSection, SftSection
+from tunesmith.recipe.objectives import ClmSection, MlmSection, SftSection
 
 
 def make_renderer(
-    model_folder: Path, model: ModelSection, objective: SftSection | ClmSection | HeadedSection, recipe_folder: Path
+    model_folder: Path,
+    model: ModelSection,
+    objective: SftSection | ClmSection | MlmSection | HeadedSection,
+    recipe_folder: Path,
 ) -> tuple[Renderer, list[str]]:
     """The renderer of a recipe, and sentences to say aloud.
 
@@ -27,6 +30,8 @@ def make_renderer(
         ModelError: no usable tokenizer.
         DataError: the template is missing, does not compile or fails on a plain question and answer.
     """
+    if isinstance(objective, MlmSection):  # its tokens are those of documents; what is hidden is drawn later
+        objective = ClmSection(add_end_token=False)
     if not isinstance(objective, HeadedSection):
         return rendering.make_renderer(model_folder, model, objective, recipe_folder)
     plain, _ = rendering.make_renderer(model_folder, model, ClmSection(), recipe_folder)

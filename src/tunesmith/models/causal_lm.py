@@ -119,6 +119,10 @@ class CausalLM(nn.Module):
         """What the base's forward takes; ``tokens`` has ``input_ids`` or ``inputs_embeds``."""
         return {**tokens, "position_ids": positions, "use_cache": False}
 
+    def logits(self, batch: Batch) -> Tensor:
+        """Logits of every position of a pack ``[T, V]``, in fp32."""
+        return self.head().logits(self._before_head(self.hidden(batch)))
+
     def _before_head(self, hidden_SH: Tensor) -> Tensor:
         """What the fused head reads."""
         return hidden_SH

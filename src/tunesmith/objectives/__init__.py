@@ -9,7 +9,7 @@ from tunesmith.models.head_shape import HeadShape
 from tunesmith.objectives.headed import Headed
 from tunesmith.objectives.next_token import NextToken
 from tunesmith.recipe.heads import ClassifySection, HeadedSection, RegressSection
-from tunesmith.recipe.objectives import ClmSection, NextTokenSection, SftSection
+from tunesmith.recipe.objectives import ClmSection, MlmSection, NextTokenSection, SftSection
 from tunesmith.recipe.section import Section
 from tunesmith.types import Objective
 
@@ -23,6 +23,7 @@ def _next_token(section: NextTokenSection) -> Objective:
 OBJECTIVES: dict[type[Section], Callable[[Any], Any]] = {
     SftSection: _next_token,
     ClmSection: _next_token,
+    MlmSection: lambda section: NextToken(),
     ClassifySection: lambda section: Headed,
     RegressSection: lambda section: Headed,
 }

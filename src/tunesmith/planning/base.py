@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tunesmith.errors import ModelError
 from tunesmith.models.facts import ModelFacts, headless, read_facts
 from tunesmith.models.head_shape import shape_of
 from tunesmith.models.locate import ModelFolder, check_weights, locate
 from tunesmith.planning.settings import Counts
 from tunesmith.recipe.heads import HeadedSection
+from tunesmith.recipe.objectives import MlmSection
 from tunesmith.recipe.root import Recipe
 
 _FEWEST_LABELS = 2
@@ -31,6 +34,14 @@ def open_base(recipe: Recipe) -> tuple[ModelFolder, ModelFacts]:
                 hint="a head goes on a model whose architecture ends in ForCausalLM, or on BERT, RoBERTa or ModernBERT",
             )
         return folder, headless(facts)
+    if isinstance(recipe.objective, MlmSection):
+        if not facts.is_encoder:
+            raise ModelError(
+                f"`{facts.architecture}` is not an encoder that Tunesmith knows, which `mlm` needs",
+                where=where,
+                hint="give a BERT, RoBERTa or ModernBERT; text trains a causal language model by `objective: {type: clm}`",
+            )
+        return folder, facts
     if not facts.is_causal_lm:
         raise ModelError(
             f"`{facts.architecture}` is not a causal language model, which `sft` and `clm` need",
@@ -38,6 +49,13 @@ def open_base(recipe: Recipe) -> tuple[ModelFolder, ModelFacts]:
             hint="give a model whose architecture ends in ForCausalLM",
         )
     return folder, facts
+
+
+def asked_tokens(recipe: Recipe, counts: Counts) -> Counts:
+    """The counts with the tokens that a pass is asked for: under ``mlm`` the hidden ones."""
+    if not isinstance(recipe.objective, MlmSection):
+        return counts
+    return replace(counts, trained_tokens=round(counts.trained_tokens * recipe.objective.mask_share))
 
 
 def num_head(recipe: Recipe, facts: ModelFacts, counts: Counts) -> int:

@@ -12,7 +12,7 @@ from tunesmith.planning.settings import Counts, Derived
 from tunesmith.recipe.adapters import HeadOnlySection
 from tunesmith.recipe.heads import HeadedSection
 from tunesmith.recipe.low_rank import AddedSection
-from tunesmith.recipe.objectives import ClmSection
+from tunesmith.recipe.objectives import ClmSection, MlmSection
 from tunesmith.recipe.prompts import VirtualSection, has_network, virtual_tokens_of
 from tunesmith.recipe.root import Recipe
 
@@ -67,7 +67,7 @@ def derive_overlong(recipe: Recipe) -> Derived[str]:
         return Derived.given(recipe.data.overlong)
     if isinstance(recipe.objective, HeadedSection):
         return Derived("error", "a text that is cut may lose what its label is about: refuse and name the rows")
-    if isinstance(recipe.objective, ClmSection):
+    if isinstance(recipe.objective, ClmSection | MlmSection):
         return Derived("split", "plain documents become windows without loss of text")
     return Derived("error", "a conversation that is cut loses its answer: refuse and name the rows")
 

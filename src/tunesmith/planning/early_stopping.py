@@ -5,7 +5,7 @@ from __future__ import annotations
 from tunesmith.errors import RecipeError
 from tunesmith.planning.settings import Settings
 from tunesmith.recipe.data import SplitSection
-from tunesmith.recipe.objectives import ClmSection, SftSection
+from tunesmith.recipe.objectives import ClmSection, MlmSection, SftSection
 from tunesmith.recipe.root import Recipe
 
 _KEY = "training.early_stopping"
@@ -47,8 +47,8 @@ def early_stopping_notes(recipe: Recipe, settings: Settings) -> list[str]:
 def _require_answers(recipe: Recipe) -> None:
     section = recipe.training.early_stopping
     if section is not None and section.metric != "loss" and not isinstance(recipe.objective, SftSection):
-        documents = isinstance(recipe.objective, ClmSection)
-        none = "documents under `clm` have none" if documents else "a head writes none"
+        documents = isinstance(recipe.objective, ClmSection | MlmSection)
+        none = f"documents under `{recipe.objective.type}` have none" if documents else "a head writes none"
         raise RecipeError(
             f"early stopping on `{section.metric}` watches written answers, and {none}",
             where=f"{_KEY}.metric",

@@ -14,7 +14,7 @@ from tunesmith.files import read_json
 from tunesmith.models.facts import ModelFacts
 from tunesmith.models.locate import ModelFolder
 from tunesmith.planning import defaults, memory, speeds
-from tunesmith.planning.base import num_head, open_base
+from tunesmith.planning.base import asked_tokens, num_head, open_base
 from tunesmith.planning.bottleneck import bottleneck_values
 from tunesmith.planning.cost import Time, disk_bytes, energy, passes, price, run_time
 from tunesmith.planning.freezing import freezing_values, frozen_flops
@@ -234,9 +234,9 @@ def _read_sources(
     settled, tokens = settle_tokens(settled, facts, folder.path, renderer)
     values |= {} if tokens is None else {"adapter.train_tokens": tokens}
     if counts is not None:
-        return settled, values, counts, []
+        return settled, values, asked_tokens(recipe, counts), []
     assert renderer is not None
-    return settled, values, estimate_counts(recipe, renderer, context.value), said
+    return settled, values, asked_tokens(recipe, estimate_counts(recipe, renderer, context.value)), said
 
 
 def require_fit(plan: Plan) -> None:

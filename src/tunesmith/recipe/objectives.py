@@ -52,12 +52,23 @@ class ClmSection(NextTokenSection):
     """Close each document with the end-of-text token."""
 
 
+class MlmSection(Section):
+    """Masked language modelling: an encoder is asked for tokens that are hidden from it; long documents become windows."""
+
+    type: Literal["mlm"] = "mlm"
+    mask_share: float = Field(default=0.15, gt=0.0, lt=1.0)
+    """Share of a row's tokens that are hidden, at least one; drawn anew in each epoch."""
+    replacement: Literal["80/10/10", "mask"] = "80/10/10"
+    """What is shown in place of a hidden token: of ten, eight times the mask, once a random token, once the token itself;
+    or always the ``mask``."""
+
+
 def _default_type(value: Any) -> Any:
     return {"type": "sft", **value} if isinstance(value, dict) and "type" not in value else value
 
 
 ObjectiveField = Annotated[
-    SftSection | ClmSection | ClassifySection | RegressSection,
+    SftSection | ClmSection | MlmSection | ClassifySection | RegressSection,
     Field(discriminator="type"),
     BeforeValidator(_default_type),
 ]

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from tunesmith.errors import UserError
+from tunesmith.errors import ModelError, UserError
 from tunesmith.evaluation.headed import probabilities
+from tunesmith.models.encoder_lm import EncoderLM
 from tunesmith.records import Chat, Labelled, Message
 from tunesmith.types import Sampling
 from tunesmith.workshop.opening import Opened, open_machine
@@ -63,6 +64,12 @@ def open_answerer(model_text: str) -> Answerer:
         ModelError: nothing of that name, or it does not load.
     """
     opened = open_machine(model_text)
+    if opened.machine.headed is None and isinstance(opened.machine.model, EncoderLM):
+        raise ModelError(
+            f"{model_text} is an encoder: it writes no answers",
+            where=f"model {model_text}",
+            hint="put a head on it (`objective: {type: classify}`), or ask a causal language model",
+        )
     return HeadedAnswerer(opened) if opened.machine.headed is not None else Answerer(opened)
 
 

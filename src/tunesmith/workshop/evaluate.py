@@ -16,6 +16,7 @@ from tunesmith.recipe.codec import load
 from tunesmith.recipe.root import Recipe
 from tunesmith.workshop.headed import is_headed
 from tunesmith.workshop.headed_scoring import make_scoring
+from tunesmith.workshop.masking import hides_in, masking_of
 from tunesmith.workshop.opening import open_machine
 from tunesmith.workshop.prepare import base_of, open_data
 
@@ -108,7 +109,8 @@ def _card(model: str, recipe: Recipe, progress: Progress) -> tuple[Scorecard, li
             where=f"recipe {recipe.name} [evaluation]",
             hint="hold rows out (data.validation, data.test), or name a task on rows that there are",
         )
-    return scoring.score(model, opened.machine), [*notes, *scoring.notes]
+    machine = hides_in(opened.machine, masking_of(recipe, renderer))
+    return scoring.score(model, machine), [*notes, *scoring.notes]
 
 
 def _tokenizer_at(model: str) -> str:

@@ -227,5 +227,5 @@ def _logits(model: CausalLM, documents: list[Document]) -> Tensor:
     parts: list[Any] = []
     for number, (ids, trained) in enumerate(documents):
         batch = make_batch([(ids, np.ones_like(trained))], [number]).to(model.device)
-        parts.append(model.head().logits(model.hidden(batch)))
+        parts.append(model.logits(batch))
     return torch.cat(parts)

@@ -13,6 +13,7 @@ from torch import nn
 from tunesmith.adapters.depths import by_depth
 from tunesmith.data.head_batches import head_data
 from tunesmith.data.loader import MakeBatch, PackedStream, StreamOptions
+from tunesmith.data.masked_batches import masked_rows
 from tunesmith.data.prepared import Prepared
 from tunesmith.data.rendering import Renderer
 from tunesmith.engine.checkpoint import CheckpointFolder, Say, load_trained, read_as
@@ -45,6 +46,7 @@ from tunesmith.workshop.features import FeatureKey, features_of, keeps_features,
 from tunesmith.workshop.forking import Fork
 from tunesmith.workshop.headed import describe_head, is_headed
 from tunesmith.workshop.machinery import Machinery
+from tunesmith.workshop.masking import masking_of
 from tunesmith.workshop.prepare import base_of
 from tunesmith.workshop.sinks import open_sinks
 from tunesmith.workshop.stopping_metric import make_watch
@@ -303,6 +305,9 @@ class Fit:
 
     def _make_batch(self, model: CausalLM) -> MakeBatch | None:
         """How rows of a step become packs; None where they are as they are stored."""
+        masking = masking_of(self.recipe, self.renderer)
+        if masking is not None:
+            return masked_rows(self.data.train, masking, self.settings.seed)
         if not is_headed(self.recipe):
             return None
         described = describe_head(self.recipe, self.data)

@@ -21,6 +21,7 @@ from tunesmith.evaluation.tasks import TaskResult
 from tunesmith.models.head_shape import HeadFile
 from tunesmith.progress import Progress
 from tunesmith.recipe.evaluation import HEAD_TASKS, EvaluationSection, TaskField
+from tunesmith.recipe.objectives import MlmSection
 from tunesmith.recipe.root import Recipe
 from tunesmith.records import Row
 from tunesmith.workshop.headed import HeadedMachine, Ids, describe_head, is_headed
@@ -243,5 +244,8 @@ def make_scoring(recipe: Recipe, data: Prepared, renderer: Renderer, progress: P
         RecipeError: a task that this kind of model does not answer.
     """
     if not is_headed(recipe):
-        return Scoring(recipe.evaluation, data, renderer, recipe.seed, progress)
+        scoring = Scoring(recipe.evaluation, data, renderer, recipe.seed, progress)
+        if isinstance(recipe.objective, MlmSection):
+            scoring.leave_out("completions", "instructions", why="an encoder continues no text")
+        return scoring
     return HeadedScoring(recipe.evaluation, data, renderer, describe_head(recipe, data), recipe.seed, progress)

@@ -32,6 +32,7 @@ from tunesmith.workshop.forking import Fork
 from tunesmith.workshop.headed import make_objective
 from tunesmith.workshop.inputs import changed_inputs, run_identity
 from tunesmith.workshop.machinery import assemble_for, attach, load_base
+from tunesmith.workshop.masking import hides_in, masking_of
 from tunesmith.workshop.prepare import base_of, open_data
 from tunesmith.workshop.results import write_result
 from tunesmith.workshop.resuming import as_started
@@ -247,6 +248,7 @@ class _Repetition:
         self.copy.expected = None if went_back else expected
         settings = self.plan.settings
         machine = assemble_for(self.recipe, settings, self.model, self.objective, self.data, self.renderer)
+        machine = hides_in(machine, masking_of(self.recipe, self.renderer))
         adapter = attach(self.model, self.recipe, self.plan.settings)
         fit = Fit(
             self.recipe, self.plan, self.plan.settings, self.copy, self.data, self.renderer, self.identity, self.progress,

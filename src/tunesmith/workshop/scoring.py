@@ -61,6 +61,7 @@ class Scoring:
         self.seed = seed
         self.progress = progress
         self.notes: list[str] = []
+        self._left_out: set[str] = set()
         self._rows: dict[str, list[Row]] = {}
         self.tasks = self._resolve()
 
@@ -80,10 +81,18 @@ class Scoring:
             for task_name, task in self.tasks.items():
                 self._run_task(card, task_name, task, machine)
             for probe in self.section.preserve:
+                if probe in self._left_out:
+                    continue
                 self._run_probe(card, probe, machine)
         machine.model.train(was_training)
         card.seconds = time.perf_counter() - started
         return card
+
+    def leave_out(self, *probes: str, why: str) -> None:
+        """Measure no such probes, and say so where the recipe asks for one."""
+        self._left_out.update(probes)
+        if asked := [probe for probe in self.section.preserve if probe in probes]:
+            self.notes.append(f"probes left out: {', '.join(asked)}, for {why}")
 
     def _resolve(self) -> dict[str, Task]:
         """Names to tasks; unset tasks are chosen by what the data is, and that is said."""

@@ -36,6 +36,7 @@ from tunesmith.workshop.headed import make_objective
 from tunesmith.workshop.headed_scoring import HeadedScoring, make_scoring
 from tunesmith.workshop.inputs import inputs_of, run_identity
 from tunesmith.workshop.machinery import Machinery, assemble_for, attach, load_base
+from tunesmith.workshop.masking import hides_in, masking_of
 from tunesmith.workshop.planning import remember_speed
 from tunesmith.workshop.results import write_result
 from tunesmith.workshop.scoring import Scoring
@@ -146,6 +147,7 @@ class _Job(Start):
         require_fit(self.plan)
         # What cannot be watched is refused before anything is written.
         make_watch(self.recipe, self.data, self.renderer)
+        masking_of(self.recipe, self.renderer)
         self.scoring = make_scoring(self.recipe, self.data, self.renderer, self.progress)
         use_deterministic(self.settings.deterministic)
         self.meter = MemoryMeter(torch.device(self.settings.device))
@@ -197,6 +199,7 @@ class _Job(Start):
         started = time.perf_counter()
         model = self.model
         machine = assemble_for(self.recipe, self.settings, model, self.objective, self.data, self.renderer)
+        machine = hides_in(machine, masking_of(self.recipe, self.renderer))
         scoring = self.scoring
         for note in scoring.notes:
             self._say("note", note)
