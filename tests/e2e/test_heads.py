@@ -40,6 +40,8 @@ ADAPTERS: dict[str, dict[str, Any]] = {
     "partial": {"type": "partial", "last_layers": 1},
     "head": {"type": "head"},
     "bottleneck": {"type": "bottleneck", "preset": "houlsby", "reduction": 4},
+    "prompt": {"type": "prompt", "num_tokens": 5},
+    "prefix": {"type": "prefix", "num_tokens": 5},
 }  # fmt: skip
 CASES = [("llama", "lora"), ("llama", "head"), ("bert", "full"), ("modernbert", "lora")]
 SLOW = [("llama", "full"), ("llama", "partial"), ("bert", "lora"), ("bert", "partial"), ("bert", "head"), ("gpt2", "lora"),
@@ -139,7 +141,17 @@ def test_train_interrupt_resume_export_reload(tmp_path: Path, name: str, scope: 
     assert config["architectures"][0].endswith("ForSequenceClassification")
 
 
-@pytest.mark.parametrize(("name", "scope"), [("llama", "lora"), ("llama", "bottleneck"), ("bert", "bottleneck")])
+@pytest.mark.parametrize(
+    ("name", "scope"),
+    [
+        ("llama", "lora"),
+        ("llama", "bottleneck"),
+        ("bert", "bottleneck"),
+        ("llama", "prefix"),
+        ("roberta", "prompt"),
+        ("bert", "prefix"),
+    ],
+)
 def test_an_adapter_is_exported_with_its_head(tmp_path: Path, name: str, scope: str) -> None:
     run = train(plan_recipe(recipe_for(tmp_path, name, scope)), tmp_path / "run").folder
     result = export(run, tmp_path / "adapter")
