@@ -175,7 +175,9 @@ def _explodes(write: Write) -> str:
 
 def test_a_loss_that_is_not_finite_stops_with_step_and_rows(desk: Path, call: Call, write: Write) -> None:
     recipe = _explodes(write)
-    said = call("train", recipe, "--json").refuses(4, "not finite at step 1", "at step 1, rows rows.jsonl:", "a tenth")
+    said = call("train", recipe, "--json").refuses(
+        4, "not finite at step 1", "at step 1, rows rows.jsonl:", "leave `training.learning_rate` out"
+    )
     assert said.json["status"] == "stopped"
     assert said.json["run"] == "runs/desk"
     assert _status()["message"] in said.err
