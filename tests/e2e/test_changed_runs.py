@@ -165,8 +165,8 @@ def test_threads_and_passes_stay_what_the_run_chose(
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     real = plan.fit_to_memory
 
-    def larger(*arguments: Any) -> Any:
-        settings, *rest = real(*arguments)
+    def larger(*arguments: Any, **more: Any) -> Any:
+        settings, *rest = real(*arguments, **more)
         return replace(settings, atom_tokens=settings.atom_tokens * 2), *rest
 
     monkeypatch.setattr(plan, "fit_to_memory", larger)

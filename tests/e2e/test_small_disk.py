@@ -133,7 +133,7 @@ def test_no_room_for_files_is_said_before_a_save(
         assert call("train", recipe, "--run", run).code == 0
     failed = [event["message"] for event in _events(run) if event["kind"] == "checkpoint_failed"]
     assert len(failed) == 1
-    assert "16 files are needed, the file system has room for 0" in failed[0]
+    assert "6 files are needed, the file system has room for 0" in failed[0]
 
 
 def test_a_disk_that_becomes_read_only_stops_with_a_word(

@@ -23,7 +23,7 @@ TROUBLE_KINDS = {
     "differs", "lines_damaged", "lines_lost",
 }  # fmt: skip
 QUIET_KINDS = {
-    "started", "note", "resumed", "interrupted", "done", "continued", "swept", "best_taken", "stopped_early",
+    "features", "started", "note", "resumed", "interrupted", "done", "continued", "swept", "best_taken", "stopped_early",
     "not_compared", "untrained_token", "evaluation_changed", "scored_again", "forked",
 }  # fmt: skip
 AFTERWARDS = {"checkpoint_saved_again"}
