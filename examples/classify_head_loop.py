@@ -48,7 +48,9 @@ def load(*, frozen: bool) -> tuple[Any, Any, list[str]]:
     if folder is None:
         raise SystemExit(f"the package does not carry {DEFAULT_MODEL}")
     labels = sorted({row["queue"] for row in read_tickets("train")})
-    model = AutoModelForSequenceClassification.from_pretrained(Path(folder), dtype=torch.float32, num_labels=len(labels))
+    model = AutoModelForSequenceClassification.from_pretrained(
+        Path(folder), dtype=torch.float32, num_labels=len(labels)
+    )
     with torch.no_grad():
         model.score.weight.normal_(0.0, START_STD, generator=torch.Generator().manual_seed(SEED))
     if frozen:
