@@ -33,7 +33,7 @@ from statistics import median
 from typing import Protocol
 
 COLD_EVERY = 50
-STEPS_PER_KILL = 4
+STEPS_PER_KILL = 12
 _OUTPUT = "output.txt"
 _LONGEST_ATTEMPT = 300.0
 _GLANCE = 0.02
