@@ -248,6 +248,7 @@ class Fit:
         trainer.restore(checkpoint)
         checkpoints.retire(trainer.best_steps() | {checkpoint.step})  # the run may have been cut off before it did
         self.at_step(checkpoint.step)
+        self.run.set_status(None, saved_step=checkpoint.step)  # it may have been cut off before it said so
         self.run.rewind_metrics(checkpoint.step, evaluated=not trainer.owes_evaluation)
         self.say("resumed", f"resumed from the checkpoint of step {checkpoint.step} of {self.settings.total_steps}")
         return self._tell_lost_lines(checkpoint.step)
