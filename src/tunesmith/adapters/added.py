@@ -17,6 +17,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from tunesmith.adapters import parameters, sites
+from tunesmith.adapters.peft_layout import Layout
 from tunesmith.adapters.sites import Part
 from tunesmith.adapters.trained_tokens import TrainedTokens, chosen_rows, clash
 from tunesmith.models import token_rows
@@ -62,12 +63,13 @@ class AddedAdapter(ABC):
         """The part of one site at its start, where it changes nothing."""
 
     @abstractmethod
-    def export(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Configuration and tensors in PEFT's layout where PEFT has the method."""
+    def layout(self) -> Layout:
+        """Configuration and tensors in PEFT's layout where PEFT has the method, and sentences on what PEFT cannot express."""
 
-    @abstractmethod
-    def export_notes(self) -> list[str]:
-        """Sentences on what PEFT cannot express."""
+    def export(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """The layout's configuration and tensors."""
+        laid_out = self.layout()
+        return laid_out.configuration, laid_out.tensors
 
     def require_apart(self, chosen: Mapping[str, nn.Module], beside: Mapping[str, nn.Parameter]) -> None:
         """Raise RecipeError where a parameter beside the parts belongs to them; none does where they are all new."""

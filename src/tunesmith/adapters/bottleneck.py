@@ -22,6 +22,7 @@ from torch.nn import functional
 
 from tunesmith.adapters import bottleneck_layout, lora_layer, parameters
 from tunesmith.adapters.added import AddedAdapter
+from tunesmith.adapters.peft_layout import Layout
 from tunesmith.adapters.sites import Part
 from tunesmith.adapters.starts import start_generator
 from tunesmith.errors import RecipeError
@@ -141,13 +142,10 @@ class BottleneckAdapter(AddedAdapter):
             up = lora_layer.uniform_matrix(generator, width, settings.width)
         return Bottleneck(settings, down, up)
 
-    def export(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Configuration and tensors of our own format."""
-        return bottleneck_layout.layout(self.model, self.parts, self._tokens.ids, self.state())
-
-    def export_notes(self) -> list[str]:
-        """PEFT has no such method."""
-        return ["PEFT has no bottleneck adapters: Tunesmith alone reads this folder"]
+    def layout(self) -> Layout:
+        """In a format of our own: PEFT has no such method."""
+        configuration, tensors = bottleneck_layout.layout(self.model, self.parts, self._tokens.ids, self.state())
+        return Layout(configuration, tensors, ["PEFT has no bottleneck adapters: Tunesmith alone reads this folder"])
 
 
 def width_of(model: nn.Module) -> int:

@@ -19,6 +19,7 @@ from torch.nn import functional
 from tunesmith.adapters import lora_layer, peft_gralora
 from tunesmith.adapters.linear import LinearAdapter
 from tunesmith.adapters.lora_layer import LinearPart
+from tunesmith.adapters.peft_layout import Layout
 from tunesmith.errors import RecipeError
 
 
@@ -125,14 +126,9 @@ class GraloraAdapter(LinearAdapter):
         general_A = lora_layer.uniform_matrix(generator, hybrid, num_in)
         return GraloraWeights(A, B, scale, self.section.dropout, general_A, torch.zeros(num_out, hybrid))
 
-    def export(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """PEFT's configuration and tensors of its own method."""
-        layout = peft_gralora.layout(self.model, self.section, self.ranks, self._tokens.ids, self.state())
-        return layout.configuration, layout.tensors
-
-    def export_notes(self) -> list[str]:
-        """Sentences on what PEFT has no word for."""
-        return peft_gralora.layout(self.model, self.section, self.ranks, self._tokens.ids, self.state()).notes
+    def layout(self) -> Layout:
+        """As PEFT's own method."""
+        return peft_gralora.layout(self.model, self.section, self.ranks, self._tokens.ids, self.state())
 
 
 def require_divides(name: str, widths: tuple[int, int], blocks: int) -> None:

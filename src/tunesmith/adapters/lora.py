@@ -7,7 +7,6 @@ al. 2024) and orthogonal matrices are other starts; DoRA (Liu et al. 2024) is in
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -59,17 +58,8 @@ class LoraAdapter(LinearAdapter):
             split += [ParamGroup(f"{group.name} B", fast, group.rate_factor * ratio, group.decay)] if fast else []
         return split
 
-    def export(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """PEFT's configuration and tensors; what PEFT has no word for is told by ``export_notes``."""
-        layout = self._layout()
-        return layout.configuration, layout.tensors
-
-    def export_notes(self) -> list[str]:
-        """Sentences on what PEFT can load but not switch off."""
-        return self._layout().notes
-
-    def _layout(self) -> peft_layout.Layout:
-        """A start that is left out goes into A and B of twice the rank: the same scale needs another alpha."""
+    def layout(self) -> peft_layout.Layout:
+        """As PEFT's LoRA. A start that is left out goes into A and B of twice the rank: the same scale needs another alpha."""
         ranks = dict(self.ranks)
         state = self.state()
         for name, site in self._sites.items():

@@ -91,12 +91,13 @@ def write_adapter(folder: Path, adapter: AddedAdapter, base_name: str) -> list[s
     Returns:
         Sentences on what PEFT cannot express, for the user.
     """
-    configuration, tensors = adapter.export()
+    layout = adapter.layout()
+    configuration = layout.configuration
     configuration["base_model_name_or_path"] = base_name
-    plain = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+    plain = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in layout.tensors.items()}
     write_bytes(folder / WEIGHTS, save(plain, metadata={"format": "pt"}))
     write_json(folder / CONFIGURATION, configuration)
-    return adapter.export_notes()
+    return layout.notes
 
 
 def read_adapter(folder: Path) -> tuple[StoredAdapter, dict[str, Tensor]]:

@@ -210,17 +210,9 @@ class VirtualAdapter(AddedAdapter):
             return torch.randint(min(_COMMON_ROWS, len(weight_NH)), (count,)).to(weight_NH.device)
         return torch.tensor([text[place % len(text)] for place in range(count)], device=weight_NH.device)
 
-    def export(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """PEFT's configuration and tensors."""
-        layout = self._layout()
-        return layout.configuration, layout.tensors
-
-    def export_notes(self) -> list[str]:
-        """Sentences on what PEFT has no word for."""
-        return self._layout().notes
-
     @torch.no_grad()
-    def _layout(self) -> Layout:
+    def layout(self) -> Layout:
+        """As PEFT's own method."""
         part = cast(VirtualPart, self.part_at(self._sites[NAME]))
         beside = {key: value for key, value in self.state().items() if not key.startswith(f"{NAME}.")}
         return peft_prompts.layout(self.model, self.section, part.table(), self._tokens.ids, beside)
