@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tunesmith.adapters import lora_layer, parameters, targets
 from tunesmith.adapters.added import AddedAdapter
@@ -16,7 +16,6 @@ from tunesmith.adapters.sites import Part
 from tunesmith.adapters.starts import start_generator
 from tunesmith.errors import RecipeError
 from tunesmith.models.names import first_fit
-from tunesmith.models.quantised import QuantisedLinear
 from tunesmith.recipe.low_rank import LowRankSection
 from tunesmith.types import CannotMerge
 
@@ -69,9 +68,9 @@ class LinearAdapter(AddedAdapter):
         """A weight that trains fully needs no low-rank part; PEFT cannot say both either."""
         fully = {id(parameter): name for name, parameter in beside.items()}
         for name, layer in chosen.items():
-            if id(layer.weight) in fully:
+            if (weight := id(lora_layer.own_weight(layer))) in fully:
                 raise RecipeError(
-                    f"`{fully[id(layer.weight)]}` cannot train fully and carry {self.title} at once",
+                    f"`{fully[weight]}` cannot train fully and carry {self.title} at once",
                     where="adapter.also_train",
                     hint=f"narrow `also_train`, or leave `{name}` out of `targets`",
                 )
@@ -80,8 +79,8 @@ class LinearAdapter(AddedAdapter):
         """Refuse quantised weights, and ones that other layers share."""
         names = parameters.own_names(self.model)
         for name, layer in self._sites.items():
-            weight = layer.weight
-            if isinstance(layer, QuantisedLinear) or not cast(Tensor, weight).is_floating_point():
+            weight = lora_layer.own_weight(layer)
+            if weight is None or not weight.is_floating_point():
                 raise CannotMerge(
                     f"the weight of `{name}` is quantised: unpack it first (`models.quantised.dequantise`)"
                 )

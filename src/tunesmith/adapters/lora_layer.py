@@ -104,6 +104,11 @@ def is_transposed(layer: nn.Module) -> bool:
     return isinstance(layer, Conv1D) or getattr(layer, "was_transposed", False) is True
 
 
+def own_weight(layer: nn.Module) -> nn.Parameter | None:
+    """The layer's weight where it is a parameter; a packed layer has none, and unpacks one for whoever asks for ``weight``."""
+    return next((item for name, item in layer.named_parameters(recurse=False) if name == "weight"), None)
+
+
 def weight_of(layer: nn.Module) -> Tensor:
     """The layer's weight in fp32, OI whatever way it is stored."""
     weight = cast(Tensor, layer.weight).detach().float()

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from tunesmith.adapters.lora_layer import is_linear, widths
+from tunesmith.adapters.lora_layer import is_linear, own_weight, widths
 from tunesmith.adapters.parameters import suggest, summarise
 from tunesmith.errors import RecipeError
 from tunesmith.models.names import in_attention, in_feed_forward, matches
@@ -56,7 +56,7 @@ def _fits(name: str, target: str) -> bool:
 def _heads(model: nn.Module) -> set[int]:
     """Ids of the output head's modules: what the model calls its output embeddings, and linears tied to an embedding."""
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    heads = {id(module) for module in model.modules() if is_linear(module) and id(module.weight) in embeddings}
+    heads = {id(module) for module in model.modules() if is_linear(module) and id(own_weight(module)) in embeddings}
     head = output_head(model)
     return heads | ({id(head)} if head is not None else set())
 

@@ -10,7 +10,7 @@ from tests.unit.adapters.test_peft_files import WARNINGS, logits, relative
 from tunesmith.adapters import build, lora_layer
 from tunesmith.adapters.dora import DoraWeights
 from tunesmith.adapters.peft_files import attach_read, read_adapter, write_adapter
-from tunesmith.models.quantised import KINDS, dequantise, quantise
+from tunesmith.models.quantised import KINDS, QuantisedLinear, dequantise, quantise
 from tunesmith.recipe.bottleneck import BottleneckSection
 from tunesmith.recipe.low_rank import GraloraSection, LoraSection
 from tunesmith.types import CannotMerge
@@ -79,6 +79,18 @@ def test_gradients_of_bottlenecks_beside_packed_sub_layers(make, ids, stir):
         found.append({name: part.grad for name, part in adapter.trained_parts().items()})
     assert found[0].keys() == found[1].keys()
     assert all(relative(found[0][name], found[1][name]) < 1e-3 for name in found[0])
+
+
+def test_attaching_unpacks_nothing(make, monkeypatch):
+    """Whose head a layer is, and what trains beside it, is asked of parameters; plain LoRA needs no weight to start."""
+    model = packed(make, "llama-tied", "int8")
+    looked = []
+    monkeypatch.setattr(QuantisedLinear, "unpacked", lambda layer, dtype: looked.append(layer))
+    adapter = build(SECTIONS["lora"].model_copy(update={"also_train": ["*norm*"]}), 3)
+    adapter.attach(model)
+    with pytest.raises(CannotMerge, match="is quantised"):
+        adapter.merge(model)
+    assert looked == []
 
 
 def test_lengths_of_dora_are_those_of_the_unpacked_rows(make):
