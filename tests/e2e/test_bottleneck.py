@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from tests.e2e.desk import Call, Write
-from tests.e2e.test_families import Stopper, losses, our_logits, weights
-from tunesmith.errors import Interrupted, RunError
+from tests.e2e.test_families import cut_and_whole, losses, our_logits, weights
+from tunesmith.errors import RunError
 from tunesmith.models.loading import load_model
 from tunesmith.recipe.codec import load
 from tunesmith.registry.run_folder import RunFolder
@@ -22,7 +22,6 @@ from tunesmith.workshop.export import export
 from tunesmith.workshop.machinery import attach_saved
 from tunesmith.workshop.opening import open_machine
 from tunesmith.workshop.planning import plan_recipe
-from tunesmith.workshop.train import train
 
 ADAPTER: dict[str, Any] = {
     "type": "bottleneck", "placement": "hybrid", "layer_norm": "before", "dropout": 0.1, "also_train": ["model.norm.weight"],
@@ -33,13 +32,7 @@ TRAINING = {"max_steps": 6, "batch_size": 4, "samples": 0, "learning_rate": 1e-2
 
 def test_cut_and_resumed_it_has_the_same_bits_and_exports(desk: Path, write: Write, call: Call) -> None:
     plan = plan_recipe(load(write(training=TRAINING, adapter=ADAPTER)))
-    whole = train(plan, desk / "whole")
-    with pytest.raises(Interrupted):
-        train(plan, desk / "cut", progress=Stopper(3))
-    torch.rand(5)  # randomness of the process must not matter
-    assert train(plan, desk / "cut").status == "done"
-    cut, expected = RunFolder.open(desk / "cut"), RunFolder.open(whole.folder)
-    assert losses(cut) == losses(expected)
+    cut, expected = cut_and_whole(plan, desk)
     ours, theirs = weights(cut), weights(expected)
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[key], tensor) for key, tensor in theirs.items())

@@ -19,6 +19,7 @@ from tests.tiny import FAMILIES
 from tunesmith.data.loader import make_batch
 from tunesmith.errors import GateRefused, Interrupted
 from tunesmith.models.causal_lm import CausalLM
+from tunesmith.planning.plan import Plan
 from tunesmith.progress import SilentProgress
 from tunesmith.recipe.codec import parse
 from tunesmith.recipe.root import Recipe
@@ -87,6 +88,19 @@ def losses(run: RunFolder) -> list[tuple[int, float, float]]:
 def weights(run: RunFolder) -> dict[str, torch.Tensor]:
     adapter = run.adapter_path / "adapter_model.safetensors"
     return load_file(adapter if adapter.exists() else run.model_path / "model.safetensors")
+
+
+def cut_and_whole(plan: Plan, folder: Path) -> tuple[RunFolder, RunFolder]:
+    """Two runs of a plan, the first interrupted at step 3 and resumed; both have the same losses."""
+    whole = train(plan, folder / "whole")
+    assert (whole.status, whole.steps) == ("done", plan.settings.total_steps)
+    with pytest.raises(Interrupted):
+        train(plan, folder / "cut", progress=Stopper(3))
+    torch.rand(5)  # randomness of the process must not matter
+    assert train(plan, folder / "cut").status == "done"
+    cut, expected = RunFolder.open(folder / "cut"), RunFolder.open(whole.folder)
+    assert losses(cut) == losses(expected)
+    return cut, expected
 
 
 def our_logits(model: CausalLM, ids: torch.Tensor) -> torch.Tensor:

@@ -14,11 +14,11 @@ from transformers import AutoModelForMaskedLM
 
 from tests.e2e.desk import Call
 from tests.e2e.model_folder import write_family
-from tests.e2e.test_families import Stopper, losses
+from tests.e2e.test_families import cut_and_whole, losses
 from tests.e2e.test_heads import tensors
 from tests.tiny_encoders import write_encoder
 from tunesmith.data.loader import make_batch
-from tunesmith.errors import Interrupted, ModelError
+from tunesmith.errors import ModelError
 from tunesmith.recipe.codec import parse
 from tunesmith.recipe.root import Recipe
 from tunesmith.registry.run_folder import RunFolder
@@ -61,12 +61,7 @@ def test_train_interrupt_resume_export_reload(
 ) -> None:
     monkeypatch.setattr("tunesmith.workshop.export._MOST_LOGITS", 256 * 8192)
     plan = plan_recipe(recipe_for(tmp_path, name, adapter))
-    train(plan, tmp_path / "whole")
-    with pytest.raises(Interrupted):
-        train(plan, tmp_path / "cut", progress=Stopper(3))
-    assert train(plan, tmp_path / "cut").status == "done"
-    whole, cut = RunFolder.open(tmp_path / "whole"), RunFolder.open(tmp_path / "cut")
-    assert losses(cut) == losses(whole)
+    cut, whole = cut_and_whole(plan, tmp_path)
     assert losses(cut)[-1][1] < losses(cut)[0][1]
     ours = tensors(whole)
     assert all(torch.equal(tensor, ours[key]) for key, tensor in tensors(cut).items())

@@ -9,16 +9,13 @@ import pytest
 import torch
 
 from tests.e2e.desk import Call, Write
-from tests.e2e.test_families import Stopper, losses, our_logits, weights
-from tunesmith.errors import Interrupted
+from tests.e2e.test_families import cut_and_whole, our_logits, weights
 from tunesmith.models.loading import load_model
 from tunesmith.recipe.codec import load
-from tunesmith.registry.run_folder import RunFolder
 from tunesmith.workshop.export import export
 from tunesmith.workshop.machinery import attach_saved
 from tunesmith.workshop.opening import open_machine
 from tunesmith.workshop.planning import plan_recipe
-from tunesmith.workshop.train import train
 
 ADAPTERS: dict[str, dict[str, Any]] = {
     "prompt": {"type": "prompt", "num_tokens": 5, "init_text": "Which queue?", "train_tokens": ["<|im_end|>"]},
@@ -33,13 +30,7 @@ TRAINING = {"max_steps": 6, "batch_size": 4, "samples": 0, "learning_rate": 1e-2
 def test_cut_and_resumed_it_has_the_same_bits_and_exports(desk: Path, write: Write, kind: str) -> None:
     plan = plan_recipe(load(write(training=TRAINING, adapter=ADAPTERS[kind])))
     assert plan.settings.context == 128 - 5
-    whole = train(plan, desk / "whole")
-    with pytest.raises(Interrupted):
-        train(plan, desk / "cut", progress=Stopper(3))
-    torch.rand(5)  # randomness of the process must not matter
-    assert train(plan, desk / "cut").status == "done"
-    cut, expected = RunFolder.open(desk / "cut"), RunFolder.open(whole.folder)
-    assert losses(cut) == losses(expected)
+    cut, expected = cut_and_whole(plan, desk)
     ours, theirs = weights(cut), weights(expected)
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[key], tensor) for key, tensor in theirs.items())

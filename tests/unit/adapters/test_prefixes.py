@@ -10,7 +10,16 @@ import torch
 from pydantic import ValidationError
 from tests.tiny import batch, documents, family
 from tests.unit.adapters.test_peft_files import WARNINGS
-from tests.unit.adapters.test_prompts import FAMILIES, LENGTHS, PROMPTS, V, logits_alone, relative, tuned
+from tests.unit.adapters.test_prompts import (
+    FAMILIES,
+    LENGTHS,
+    PROMPTS,
+    V,
+    logits_alone,
+    recomputed_alike,
+    relative,
+    tuned,
+)
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -137,18 +146,7 @@ def test_state_makes_the_round_trip(kind):
 @pytest.mark.parametrize("kind", SECTIONS)
 def test_recompute_gives_the_same_loss_and_gradients(kind):
     """PEFT refuses gradient checkpointing here, since its prefix is a cache; ours goes in by the layout of the pack."""
-    found = []
-    for recompute in (False, True):
-        model, adapter = tuned("llama", SECTIONS[kind])
-        model.train()
-        if recompute:
-            model.recompute_activations()
-        loss = -model(batch(LENGTHS)).logprob_S.sum()
-        loss.backward()
-        found.append((loss.item(), {key: part.grad for key, part in adapter.trained_parts().items()}))
-    assert found[0][0] == found[1][0]
-    for key, grad in found[0][1].items():
-        torch.testing.assert_close(grad, found[1][1][key])
+    recomputed_alike(SECTIONS[kind])
 
 
 def test_a_base_in_bf16_has_its_prefix_in_fp32():
