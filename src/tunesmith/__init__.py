@@ -2,7 +2,7 @@
 
     load(path) -> Recipe    make_plan(recipe) -> Plan    train(plan, folder) -> Run
     evaluate(model, suite) -> Scorecard    compare(before, after) -> Comparison
-    report(run) -> Report    export(run, out)
+    report(run) -> Report    export(run, out)    compare_strategies(path) -> StrategyComparison
 
 Names load their module when they are first used: ``import tunesmith`` is free, and a plan never imports torch.
 """
@@ -18,22 +18,27 @@ if TYPE_CHECKING:
     from tunesmith.planning.plan import Plan, make_plan
     from tunesmith.recipe.codec import load
     from tunesmith.recipe.root import Recipe
+    from tunesmith.workshop.compare_strategies import StrategyComparison, compare_strategies
     from tunesmith.workshop.evaluate import evaluate
     from tunesmith.workshop.export import export
     from tunesmith.workshop.report import Report, report
     from tunesmith.workshop.start import Run
+    from tunesmith.workshop.strategies import Asked
     from tunesmith.workshop.train import train
 
 __version__ = "0.1.0"
 
 _FACE = {
+    "Asked": "tunesmith.workshop.strategies:Asked",
     "Comparison": "tunesmith.evaluation.comparison:Comparison",
     "Plan": "tunesmith.planning.plan:Plan",
     "Recipe": "tunesmith.recipe.root:Recipe",
     "Report": "tunesmith.workshop.report:Report",
     "Run": "tunesmith.workshop.start:Run",
     "Scorecard": "tunesmith.evaluation.scorecard:Scorecard",
+    "StrategyComparison": "tunesmith.workshop.compare_strategies:StrategyComparison",
     "compare": "tunesmith.evaluation.comparison:compare",
+    "compare_strategies": "tunesmith.workshop.compare_strategies:compare_strategies",
     "evaluate": "tunesmith.workshop.evaluate:evaluate",
     "export": "tunesmith.workshop.export:export",
     "load": "tunesmith.recipe.codec:load",
@@ -43,14 +48,17 @@ _FACE = {
 }
 
 __all__ = [
+    "Asked",
     "Comparison",
     "Plan",
     "Recipe",
     "Report",
     "Run",
     "Scorecard",
+    "StrategyComparison",
     "__version__",
     "compare",
+    "compare_strategies",
     "evaluate",
     "export",
     "load",

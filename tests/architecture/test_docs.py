@@ -22,7 +22,7 @@ PAGES = [
 ]
 _LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 _FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
-_VERB = re.compile(r"(?<![\w./-])tunesmith ((?:[a-z]+)(?: [a-z]+)?)")
+_VERB = re.compile(r"(?<![\w./-])tunesmith ([a-z]+(?:-[a-z]+)*(?: [a-z]+)?)")
 _OPTION = re.compile(r"(?<=\s)--[a-z][a-z-]*")
 
 

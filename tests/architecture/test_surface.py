@@ -18,6 +18,21 @@ from tunesmith.cli.table import VERBS
 SAMPLING = ["--max-new-tokens", "--seed", "--system", "--temperature", "--top-p"]
 SURFACE: dict[str, tuple[list[str], list[str]]] = {
     "chat": (["MODEL"], ["--against", *SAMPLING]),
+    "compare-strategies": (
+        ["RECIPE", "[SECTION.KEY=VALUE]..."],
+        [
+            "--dry-run",
+            "--factors",
+            "--jobs",
+            "--json",
+            "--out",
+            "--own",
+            "--reference",
+            "--score",
+            "--seeds",
+            "--strategies",
+        ],
+    ),
     "data check": (["RECIPE", "[SECTION.KEY=VALUE]..."], ["--json", "--verify"]),
     "data show": (["RECIPE", "[SECTION.KEY=VALUE]..."], ["--json", "--row", "--split"]),
     "demo": ([], ["--json", "--run"]),
@@ -38,8 +53,8 @@ SURFACE: dict[str, tuple[list[str], list[str]]] = {
 """Verb -> arguments and options; every verb has --help and --debug beside them. Additions are written here first."""
 
 FACE = [
-    "Comparison", "Plan", "Recipe", "Report", "Run", "Scorecard", "__version__", "compare", "evaluate", "export", "load",
-    "make_plan", "report", "train",
+    "Asked", "Comparison", "Plan", "Recipe", "Report", "Run", "Scorecard", "StrategyComparison", "__version__", "compare",
+    "compare_strategies", "evaluate", "export", "load", "make_plan", "report", "train",
 ]  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tunesmith.workshop.ask import open_answerer
+    from tunesmith.workshop.compare_strategies import conclude
     from tunesmith.workshop.demo import demo
     from tunesmith.workshop.evaluate import measure
     from tunesmith.workshop.export import export
@@ -18,11 +19,15 @@ if TYPE_CHECKING:
     from tunesmith.workshop.report import report
     from tunesmith.workshop.reproducing import reproduce
     from tunesmith.workshop.start import check_start, finished_run
+    from tunesmith.workshop.strategies import Asked, Contest
     from tunesmith.workshop.together import follow
     from tunesmith.workshop.train import train
 
 __all__ = [
+    "Asked",
+    "Contest",
     "check_start",
+    "conclude",
     "demo",
     "export",
     "finished_run",
@@ -37,7 +42,10 @@ __all__ = [
 ]
 
 USE_CASES: dict[str, str] = {
+    "Asked": "tunesmith.workshop.strategies:Asked",
+    "Contest": "tunesmith.workshop.strategies:Contest",
     "check_start": "tunesmith.workshop.start:check_start",
+    "conclude": "tunesmith.workshop.compare_strategies:conclude",
     "demo": "tunesmith.workshop.demo:demo",
     "export": "tunesmith.workshop.export:export",
     "finished_run": "tunesmith.workshop.start:finished_run",

@@ -18,6 +18,9 @@ VERBS: dict[str, VerbEntry] = {
     "plan": VerbEntry("tunesmith.cli.plan:plan", "Memory, time and every derived value, before anything is loaded."),
     "data": VerbEntry("tunesmith.cli.data:data", "Check what becomes of every row; show one as the model sees it."),
     "train": VerbEntry("tunesmith.cli.train:train", "Train; the same call resumes an interrupted run."),
+    "compare-strategies": VerbEntry(
+        "tunesmith.cli.strategies:compare_strategies", "Tune one task in many ways; say which is best, at what cost."
+    ),
     "eval": VerbEntry("tunesmith.cli.evaluate:evaluate", "Score a model, alone or paired against another."),
     "report": VerbEntry("tunesmith.cli.report:report", "Write a run's report: one self-contained HTML page."),
     "export": VerbEntry(

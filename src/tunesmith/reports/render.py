@@ -38,7 +38,7 @@ def render_report(run_folder: Path) -> str:
 
 def render_facts(facts: Facts) -> str:
     """The report of what a run folder holds."""
-    return _environment().get_template("report.html.jinja").render(**views(facts))
+    return environment().get_template("report.html.jinja").render(**views(facts))
 
 
 def write_report(run_folder: Path, out: Path | None = None) -> Path:
@@ -129,7 +129,8 @@ def commands(facts: Facts) -> tuple[tuple[str, str], ...]:
 
 
 @cache
-def _environment() -> Environment:
+def environment() -> Environment:
+    """Templates, escaping, and the words of numbers as filters; shared by every page."""
     environment = Environment(
         loader=PackageLoader("tunesmith.reports", "templates"),
         autoescape=True,
