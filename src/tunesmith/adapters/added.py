@@ -25,6 +25,7 @@ from tunesmith.recipe.low_rank import AddedSection
 from tunesmith.types import CannotMerge, ParamGroup
 
 _REGISTRY = "tunesmith_adapters"
+_ACTIVE = "tunesmith_active"
 
 
 class AddedAdapter(ABC):
@@ -121,10 +122,11 @@ class AddedAdapter(ABC):
         return parameters.decay_groups(self.model, trained, prefix=f"{self.section.type} ") + self._tokens.groups()
 
     def active(self, names: Collection[str]) -> AbstractContextManager[None]:
-        """Within the context the model has exactly these adapters; ``()`` is the untouched base.
+        """Within the context the model has exactly these adapters, in this order; ``()`` is the untouched base.
 
         Raises:
-            ValueError: an unknown name, or two adapters that both train the same parameter of the base.
+            ValueError: an unknown name, or two adapters that have values of their own for one parameter of the base. Rows of
+                adapters that are frozen may meet: their changes of the row are summed.
         """
         if isinstance(names, str):
             raise TypeError("`active` takes a collection of names, such as ('default',)")
@@ -164,7 +166,7 @@ class AddedAdapter(ABC):
                 raise CannotMerge(
                     f"adapter `{name}` keeps base values of parameters that `{self.name}` trained: detach it first"
                 )
-        still_active = [name for name, other in adapters_of(model).items() if other._is_active and name != self.name]
+        still_active = [name for name in active_names(model) if name != self.name]
         _switch(model, (self.name,))
         self._tokens.write()
         for site in self._sites.values():
@@ -177,9 +179,24 @@ class AddedAdapter(ABC):
     def detach(self) -> None:
         """Take the adapter off; the model is again what it was before ``attach``, frozen."""
         model = self.model
-        still_active = [name for name, other in adapters_of(model).items() if other._is_active and name != self.name]
+        still_active = [name for name in active_names(model) if name != self.name]
         _switch(model, tuple(still_active))
         self._forget()
+
+    def freeze(self) -> None:
+        """Train nothing more: the adapter is used as it is."""
+        self._trains = False
+        for parameter in itertools.chain(
+            self.trained_parts().values(), self._beside.values(), self._tokens.parameters()
+        ):
+            parameter.requires_grad_(False)
+
+    def why_alone(self) -> str:
+        """Why its requests cannot share a pass with those of other adapters, as the end of a sentence; empty where they can."""
+        if self.virtual_tokens:
+            return "puts tokens in front of every document of a batch"
+        beside = next(iter(self._beside), None)
+        return "" if beside is None else f"has a whole parameter of the base of its own (`{beside}`)"
 
     @property
     def model(self) -> nn.Module:
@@ -187,6 +204,14 @@ class AddedAdapter(ABC):
         if self._model is None:
             raise RuntimeError("the adapter is not attached to a model")
         return self._model
+
+    def carriers(self) -> dict[str, nn.Module]:
+        """The modules that carry its parts, by name."""
+        return dict(self._sites)
+
+    def token_layers(self) -> list[nn.Module]:
+        """The embeddings and heads that have rows of its own."""
+        return self._tokens.all_layers()
 
     def part_at(self, site: nn.Module) -> Part:
         """The adapter's own part at a site."""
@@ -250,9 +275,23 @@ def adapters_of(model: nn.Module) -> dict[str, AddedAdapter]:
     return cast(dict[str, AddedAdapter], registry)
 
 
+def active_names(model: nn.Module) -> tuple[str, ...]:
+    """The adapters that are active, in the order in which they act."""
+    return tuple(name for name in getattr(model, _ACTIVE, ()) if name in adapters_of(model))
+
+
+def activate(model: nn.Module, names: Sequence[str]) -> None:
+    """Make exactly these adapters active, in this order, until the next call; as ``AddedAdapter.active`` without a context.
+
+    Raises:
+        ValueError: as there.
+    """
+    _switch(model, tuple(names))
+
+
 @contextmanager
 def _activated(model: nn.Module, names: tuple[str, ...]) -> Iterator[None]:
-    before = tuple(name for name, adapter in adapters_of(model).items() if adapter._is_active)
+    before = active_names(model)
     _switch(model, names)
     try:
         yield
@@ -269,9 +308,10 @@ def _switch(model: nn.Module, names: tuple[str, ...]) -> None:
     unknown = [name for name in names if name not in adapters]
     if unknown:
         raise ValueError(f"the model has no adapter `{unknown[0]}`; it has: {', '.join(adapters) or 'none'}")
-    wanted = tuple(name for name in adapters if name in names)
+    wanted = tuple(dict.fromkeys(names))
     for one, other in itertools.combinations(wanted, 2):
-        key = clash(adapters[one]._claims(), adapters[other]._claims())
+        first, second = adapters[one], adapters[other]
+        key = clash(first._claims(), second._claims(), rows=first._trains or second._trains)
         if key is not None:
             raise ValueError(f"adapters `{one}` and `{other}` both train `{key}`: only one of them can be active")
     for name, adapter in adapters.items():
@@ -280,6 +320,7 @@ def _switch(model: nn.Module, names: tuple[str, ...]) -> None:
     for name in wanted:
         if not adapters[name]._is_active:
             adapters[name]._wake()
+    setattr(model, _ACTIVE, wanted)
     for site in {id(item): item for adapter in adapters.values() for item in adapter._sites.values()}.values():
         sites.set_active(site, tuple(name for name in wanted if name in sites.parts(site)))
     for module in {id(layer): layer for item in adapters.values() for layer in item._tokens.all_layers()}.values():

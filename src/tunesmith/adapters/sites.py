@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import functools
 import itertools
+from collections.abc import Sequence
 from typing import Any, cast
 
 from torch import Tensor, nn
+
+from tunesmith.models.routes import Routes
 
 CHILD = "added"
 """Name of the child of a site that holds its parts."""
@@ -63,6 +66,7 @@ def remove_part(site: nn.Module, name: str) -> None:
     if not len(parts(site)):
         delattr(site, CHILD)
         del site.added_active
+        vars(site).pop("added_routes", None)
         site.__class__ = cast(Any, site).added_base_class
 
 
@@ -76,6 +80,11 @@ def set_active(site: nn.Module, names: tuple[str, ...]) -> None:
     cast(Any, site).added_active = names
 
 
+def set_routes(site: nn.Module, routes: Routes | None) -> None:
+    """Let each row of a batch go through parts of its own, in place of the active ones; None ends it."""
+    cast(Any, site).added_routes = routes
+
+
 def is_wrapped(module: nn.Module) -> bool:
     """Whether the module has parts of any adapter."""
     return hasattr(type(module), "added_base_class")
@@ -86,13 +95,35 @@ def _site_class(base_class: Any) -> type[nn.Module]:
     @functools.wraps(base_class.forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         found = base_class.forward(self, *args, **kwargs)
-        if not self.added_active:
+        if not self.added_active and self.added_routes is None:
             return found
         x = args[0] if args else next(iter(kwargs.values()))
-        y = base_y = found[0] if isinstance(found, tuple) else found
-        for name in self.added_active:
-            y = self.added[name](x, y, base_y, self)
+        base_y = found[0] if isinstance(found, tuple) else found
+        if self.added_routes is not None:
+            y = _routed(self, self.added_routes, x, base_y)
+        else:
+            y = _changed(self, self.added_active, x, base_y)
         return (y, *found[1:]) if isinstance(found, tuple) else y
 
-    members = {"forward": forward, "added_base_class": base_class, "__module__": base_class.__module__}
+    members = {
+        "forward": forward, "added_base_class": base_class, "added_routes": None, "__module__": base_class.__module__
+    }  # fmt: skip
     return type(f"Adapted{base_class.__name__}", (base_class,), members)
+
+
+def _changed(site: Any, names: Sequence[str], x: Tensor, base_y: Tensor) -> Tensor:
+    y = base_y
+    for name in names:
+        y = site.added[name](x, y, base_y, site)
+    return y
+
+
+def _routed(site: Any, routes: Routes, x: Tensor, base_y: Tensor) -> Tensor:
+    """What each row's own parts make of it: a stack reads and writes its tokens only."""
+    flat_x, flat_y = x.reshape(-1, x.shape[-1]), base_y.reshape(-1, base_y.shape[-1])
+    result = flat_y.clone()
+    for stack, places in routes.places(len(flat_y), flat_y.device):
+        names = [name for name in stack if name in site.added]
+        if names:
+            result[places] = _changed(site, names, flat_x[places], flat_y[places])
+    return result.view(base_y.shape)

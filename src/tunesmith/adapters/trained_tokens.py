@@ -64,6 +64,10 @@ class TrainedTokens:
             for module, part in self.rows.items()
         ]
 
+    def parameters(self) -> list[nn.Parameter]:
+        """The values of the rows."""
+        return [part.rows for part in self.rows.values()]
+
     def write(self) -> None:
         """Put the trained values into the matrices."""
         for weight, part in self._pairs():
@@ -151,11 +155,19 @@ def require_rows(matrices: Mapping[str, Sequence[nn.Module]], ids: Mapping[str, 
             token_rows.require_known(layer, rows)
 
 
-def clash(first: Mapping[str, Collection[int] | None], second: Mapping[str, Collection[int] | None]) -> str | None:
-    """The first parameter that two adapters both train; a value of None claims the whole parameter."""
+def clash(
+    first: Mapping[str, Collection[int] | None], second: Mapping[str, Collection[int] | None], *, rows: bool = True
+) -> str | None:
+    """The first parameter that two adapters both have values for; a value of None claims the whole parameter.
+
+    Args:
+        first: parameter -> rows, of one adapter.
+        second: of the other.
+        rows: whether rows that both have are a clash.
+    """
     for name in first.keys() & second.keys():
         one, other = first[name], second[name]
-        if one is None or other is None or set(one) & set(other):
+        if one is None or other is None or (rows and set(one) & set(other)):
             return name
     return None
 

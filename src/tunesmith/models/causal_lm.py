@@ -121,7 +121,11 @@ class CausalLM(nn.Module):
 
     def logits(self, batch: Batch) -> Tensor:
         """Logits of every position of a pack ``[T, V]``, in fp32."""
-        return self.head().logits(self._before_head(self.hidden(batch)))
+        return self.logits_of(self.hidden(batch))
+
+    def logits_of(self, hidden_SH: Tensor) -> Tensor:
+        """Logits behind hidden states of the last layer ``[S, V]``, in fp32."""
+        return self.head().logits(self._before_head(hidden_SH))
 
     def _before_head(self, hidden_SH: Tensor) -> Tensor:
         """What the fused head reads."""

@@ -6,7 +6,8 @@ tokens go between padding and prompt, or into the cache before both.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -14,8 +15,12 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from tunesmith.models.causal_lm import CausalLM
+from tunesmith.models.routes import Routes
 from tunesmith.models.virtual_tokens import front_of
 from tunesmith.types import Completion, Sampling
+
+Around = Callable[[Sequence[int]], AbstractContextManager[Routes | None]]
+"""Places of the prompts of a batch -> what holds while it runs: which adapters each of them goes through."""
 
 
 class Generator:
@@ -47,8 +52,22 @@ class Generator:
         self.batch_tokens = batch_tokens
         self.context = context
 
-    def sample(self, prompts: Sequence[Sequence[int]], how: Sampling) -> list[Completion]:
-        """Answer each prompt, in order. Like lengths share a batch; a prompt that fills the context gets an empty answer."""
+    def sample(
+        self,
+        prompts: Sequence[Sequence[int]],
+        how: Sampling,
+        *,
+        around: Around | None = None,
+        numbers: Sequence[int] | None = None,
+    ) -> list[Completion]:
+        """Answer each prompt, in order. Like lengths share a batch; a prompt that fills the context gets an empty answer.
+
+        Args:
+            prompts: token ids.
+            how: greedy or sampled.
+            around: asked for each batch, with the places of its prompts.
+            numbers: with the seed, what decides what is drawn for each prompt; None is its place.
+        """
         answers = [Completion(text="", ids=(), logprobs=(), ended=False)] * len(prompts)
         with_room = [index for index, prompt in enumerate(prompts) if self._room(prompt, how) > 0]
         by_length = sorted(with_room, key=lambda index: (len(prompts[index]), index))
@@ -63,7 +82,10 @@ class Generator:
                     break
                 end += 1
             members = by_length[start:end]
-            for index, answer in zip(members, self._batch([prompts[i] for i in members], members, how), strict=True):
+            chosen, drawn = [prompts[i] for i in members], [numbers[i] if numbers else i for i in members]
+            with around(members) if around else nullcontext() as routes:
+                found = self._batch(chosen, drawn, how, routes)
+            for index, answer in zip(members, found, strict=True):
                 answers[index] = answer
             start = end
         return answers
@@ -94,7 +116,9 @@ class Generator:
         window = getattr(self.model.hf.config.get_text_config(), "sliding_window", None)
         return bool(window) and front_of(self.model.hf).num_cached > 0
 
-    def _batch(self, prompts: list[Sequence[int]], numbers: list[int], how: Sampling) -> list[Completion]:
+    def _batch(
+        self, prompts: list[Sequence[int]], numbers: list[int], how: Sampling, routes: Routes | None
+    ) -> list[Completion]:
         ids: list[list[int]] = [[] for _ in prompts]
         logprobs: list[list[float]] = [[] for _ in prompts]
         ended = [False] * len(prompts)
@@ -118,6 +142,8 @@ class Generator:
                     break
                 if len(keep) < len(alive):
                     state.keep(keep)
+                    if routes is not None:
+                        routes.keep(keep)
                     chosen = chosen[keep]
                     alive = [alive[row] for row in keep]
                 state.advance(chosen)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from tunesmith.errors import ModelError
+from tunesmith.models.routes import Routes
 
 CHILD = "token_rows"
 """Name of the child of an embedding or a head that holds the rows of its adapters."""
@@ -38,6 +39,7 @@ class TokenRows(nn.Module):
     def __init__(self, weight_VH: Tensor, ids: Sequence[int]) -> None:
         super().__init__()
         ids_N = torch.tensor(ids, dtype=torch.long, device=weight_VH.device)
+        self.ids = tuple(ids)
         originals_NH = weight_VH.detach()[ids_N].clone()
         self.rows = nn.Parameter(originals_NH.float().clone())
         self.register_buffer("ids_N", ids_N, persistent=False)
@@ -53,7 +55,28 @@ class TokenRows(nn.Module):
 
     def extra_repr(self) -> str:
         """Show which tokens in the module's printout."""
-        return f"ids={self.ids_N.tolist()}"
+        return f"ids={list(self.ids)}"
+
+
+@torch.no_grad()
+def summed(found: Sequence[TokenRows]) -> tuple[Tensor, Tensor]:
+    """Ids ``[n]`` and values ``[n, H]`` in fp32 of several adapters' rows: the base's and the sum of all changes of it.
+
+    A row that one adapter alone has keeps its bits.
+    """
+    if len(found) == 1:
+        return found[0].ids_N, found[0].rows.detach()
+    holders: dict[int, list[tuple[TokenRows, int]]] = {}
+    for rows in found:
+        for place, token in enumerate(rows.ids):
+            holders.setdefault(token, []).append((rows, place))
+    values = []
+    for (first, place), *others in holders.values():
+        value = first.rows[place]
+        for rows, other in others:
+            value = value + (rows.rows[other] - rows.originals_NH[other].float())
+        values.append(value)
+    return torch.tensor(list(holders), device=found[0].ids_N.device), torch.stack(values).detach()
 
 
 @torch.no_grad()
@@ -94,12 +117,18 @@ def remove_rows(layer: nn.Module, name: str) -> None:
     del held[name]
     if not len(held):
         del layer.token_rows, layer.token_rows_active
+        vars(layer).pop("token_rows_routes", None)
         layer.__class__ = getattr(type(layer), _WRAPPED)
 
 
 def set_active(layer: nn.Module, names: tuple[str, ...]) -> None:
     """Choose the adapters whose rows the layer has."""
     cast(Any, layer).token_rows_active = names
+
+
+def set_routes(layer: nn.Module, routes: Routes | None) -> None:
+    """Give each row of a batch the token rows of its own adapters, in place of the active ones; None ends it."""
+    cast(Any, layer).token_rows_routes = routes
 
 
 def width(layer: nn.Module) -> int:
@@ -121,8 +150,11 @@ def active_rows(layer: nn.Module) -> list[TokenRows]:
 def trained_rows(layer: nn.Module) -> TokenRows | None:
     """The rows of a layer that need a gradient; brings the matrix up to date. At most one adapter trains."""
     found = active_rows(layer)
-    for rows in found:
-        rows.write(cast(Tensor, layer.weight))
+    if len(found) == 1:
+        found[0].write(cast(Tensor, layer.weight))
+    elif found:
+        weight_VH, (ids_N, values_NH) = cast(Tensor, layer.weight), summed(found)
+        weight_VH.data.index_copy_(0, ids_N, values_NH.to(weight_VH.dtype))
     return next((rows for rows in found if rows.rows.requires_grad), None)
 
 
@@ -168,6 +200,8 @@ def _scale_of(layer: nn.Module) -> Tensor | float:
 @functools.cache
 def _wrapped_class(base_class: Any) -> type[nn.Module]:
     def forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if self.token_rows_routes is not None:
+            return _routed(self, self.token_rows_routes, x, base_class.forward(self, x, *args, **kwargs))
         rows = trained_rows(self)
         y = cast(Tensor, base_class.forward(self, x, *args, **kwargs))
         if rows is None or not torch.is_grad_enabled():
@@ -176,5 +210,31 @@ def _wrapped_class(base_class: Any) -> type[nn.Module]:
             return cast(Tensor, _ReadRows.apply(y, rows.rows, rows.ids_N, x, _scale_of(self)))  # type: ignore[no-untyped-call]
         return cast(Tensor, _UsedRows.apply(y, rows.rows, rows.ids_N, x.detach()))  # type: ignore[no-untyped-call]
 
-    members = {"forward": forward, _WRAPPED: base_class, "__module__": base_class.__module__}
+    members = {
+        "forward": forward, _WRAPPED: base_class, "token_rows_routes": None, "__module__": base_class.__module__
+    }  # fmt: skip
     return type(f"TokenRows{base_class.__name__}", (base_class,), members)
+
+
+@torch.no_grad()
+def _routed(layer: Any, routes: Routes, x: Tensor, y: Tensor) -> Tensor:
+    """The base's output with the rows of each stack put in at the places of its tokens."""
+    is_embedding, dtype = isinstance(layer, nn.Embedding), layer.weight.dtype
+    given = x.reshape(-1) if is_embedding else x.reshape(-1, x.shape[-1])
+    result = y.reshape(-1, y.shape[-1]).clone()
+    for stack, places in routes.places(len(given), result.device):
+        found = [cast(TokenRows, layer.token_rows[name]) for name in stack if name in layer.token_rows]
+        if not found:
+            continue
+        ids_N, values_NH = summed(found)
+        if is_embedding:
+            hits_TN = given[places][:, None] == ids_N
+            scaled_NH = values_NH.to(dtype) * torch.as_tensor(_scale_of(layer), dtype=dtype, device=values_NH.device)
+            own_TH = scaled_NH[hits_TN.int().argmax(1)]
+            result[places] = torch.where(hits_TN.any(1)[:, None], own_TH, result[places])
+            continue
+        own_TN = given[places] @ values_NH.to(dtype).T
+        if layer.bias is not None:
+            own_TN = own_TN + layer.bias[ids_N]
+        result[places] = result[places].index_copy(1, ids_N, own_TN.to(result.dtype))
+    return result.view(y.shape)
