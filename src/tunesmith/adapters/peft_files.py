@@ -7,11 +7,10 @@ an adapter that loads must give the logits it gave where it was trained.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from tunesmith.adapters import bottleneck_layout, lora_layer, peft_patterns, stored, stored_prompts, targets
@@ -85,8 +84,14 @@ class AdapterSettings(StoredAdapter):
         return self.method.build(cast(LowRankSection, section), self.ranks, rows)
 
 
-def write_adapter(folder: Path, adapter: AddedAdapter, base_name: str) -> list[str]:
+def write_adapter(folder: Path, adapter: AddedAdapter, base_name: str, base_sha256: str = "") -> list[str]:
     """Write an attached adapter as PEFT reads it.
+
+    Args:
+        folder: exists.
+        adapter: attached.
+        base_name: what the recipe calls the base.
+        base_sha256: hash of the base's weights, by which another base is refused; empty where it is not known.
 
     Returns:
         Sentences on what PEFT cannot express, for the user.
@@ -95,7 +100,7 @@ def write_adapter(folder: Path, adapter: AddedAdapter, base_name: str) -> list[s
     configuration = layout.configuration
     configuration["base_model_name_or_path"] = base_name
     plain = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in layout.tensors.items()}
-    write_bytes(folder / WEIGHTS, save(plain, metadata={"format": "pt"}))
+    write_bytes(folder / WEIGHTS, stored.to_bytes(plain, base_sha256))
     write_json(folder / CONFIGURATION, configuration)
     return layout.notes
 
@@ -113,7 +118,8 @@ def read_adapter(folder: Path) -> tuple[StoredAdapter, dict[str, Tensor]]:
     refuse_links_out(folder)
     configuration = stored.read_configuration(folder / CONFIGURATION)
     read = READERS.get(str(configuration.get("peft_type")), _read_linear)
-    return read(folder, configuration)
+    settings, state = read(folder, configuration)
+    return replace(settings, base_sha256=stored.read_base_sha256(folder)), state
 
 
 def _read_linear(folder: Path, configuration: Mapping[str, Any]) -> tuple[StoredAdapter, dict[str, Tensor]]:

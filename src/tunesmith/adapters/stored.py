@@ -5,6 +5,7 @@ A method has a subclass of ``StoredAdapter`` that knows its parts; token rows an
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from tunesmith.adapters import parameters
@@ -26,6 +28,9 @@ from tunesmith.recipe.low_rank import AddedSection
 CONFIGURATION = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 
+BASE_KEY = "base_sha256"
+"""Key in the header of the file of the tensors: PEFT reads past it."""
+
 SAVE_AGAIN = "the file is torn or written by hand: save the adapter again with the program that wrote it"
 MERGE_THERE = "merge it with PEFT and load the merged model"
 
@@ -38,11 +43,13 @@ class StoredAdapter(ABC):
     """A read adapter's settings.
 
     ``section`` has them as a recipe would; ``rows`` per embedding or head the token ids whose rows train; ``base`` is the model
-    that the folder names, or empty; ``source`` is the file of the tensors, for messages.
+    that the folder names, or empty, ``base_sha256`` the hash of its weights, or empty; ``source`` is the file of the tensors, for
+    messages.
     """
 
     section: AddedSection
     base: str = ""
+    base_sha256: str = ""
     source: str = WEIGHTS
     rows: Rows = field(default_factory=dict)
 
@@ -108,6 +115,33 @@ def read_adapter_tensors(folder: Path) -> dict[str, Tensor]:
         raise ModelError(
             f"the adapter's weights cannot be read: {error}", where=str(path), hint="the file is torn: copy it again"
         ) from None
+
+
+def to_bytes(tensors: Mapping[str, Tensor], base_sha256: str) -> bytes:
+    """The file of an adapter's tensors, alike in every process: safetensors itself orders several facts at random.
+
+    Args:
+        tensors: contiguous, on the CPU.
+        base_sha256: hash of the base's weights, or empty.
+    """
+    raw: bytes = save(dict(tensors), metadata={"format": "pt"})
+    if not base_sha256:
+        return raw
+    end = 8 + int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8:end])
+    header["__metadata__"][BASE_KEY] = base_sha256
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+    text += b" " * (-len(text) % 8)  # tensors stay aligned
+    return len(text).to_bytes(8, "little") + text + raw[end:]
+
+
+def read_base_sha256(folder: Path) -> str:
+    """Hash of the weights that an adapter was trained on, from the header of its file; empty where another program wrote it."""
+    try:
+        with safe_open(folder / WEIGHTS, framework="pt") as opened:
+            return str((opened.metadata() or {}).get(BASE_KEY, ""))
+    except Exception:  # torn or missing: whoever reads the tensors says so
+        return ""
 
 
 def read_rows(given: Any, state: Mapping[str, Tensor], where: str) -> dict[str, tuple[int, ...]]:

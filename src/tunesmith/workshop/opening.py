@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from tunesmith.adapters.stored import read_base_sha256
 from tunesmith.data.renderers import make_renderer
 from tunesmith.data.rendering import Renderer
 from tunesmith.errors import ModelError
@@ -14,7 +15,7 @@ from tunesmith.models.causal_lm import CausalLM
 from tunesmith.models.facts import read_facts
 from tunesmith.models.head_shape import read_head
 from tunesmith.models.loading import load_model
-from tunesmith.models.locate import ModelRef, check_weights, open_model
+from tunesmith.models.locate import ModelFolder, ModelRef, check_weights, open_model
 from tunesmith.objectives.headed import Headed
 from tunesmith.planning.defaults import derive_context
 from tunesmith.recipe.codec import parse
@@ -50,10 +51,10 @@ def open_machine(text: str, *, device: str | None = None, batch_tokens: int = 81
     if reference.run is not None:
         check_result(reference.run)
     check_weights(reference.base.path)
-    _check_base(reference)
+    require_base(reference, reference.base)
     renderer, context = renderer_for(reference)
     trained_apart = reference.adapter is not None or reference.head not in (None, reference.base.path)
-    quantise = _recipe_of(reference).model.quantise if trained_apart else "none"
+    quantise = recipe_of(reference).model.quantise if trained_apart else "none"
     headless = reference.head is not None
     model = load_model(reference.base.path, device=where, dtype=dtype, quantise=quantise, headless=headless)
     if reference.adapter is not None:
@@ -76,7 +77,7 @@ def _head_on(model: CausalLM, folder: Path, context: int, batch_tokens: int) -> 
 
 def renderer_for(reference: ModelRef) -> tuple[Renderer, int]:
     """The renderer a run was trained with, else the model's own; and the longest sequence."""
-    recipe = _recipe_of(reference)
+    recipe = recipe_of(reference)
     model, folder = recipe.model, recipe.folder
     objective = _rendered_by(reference, recipe)
     renderer, _ = make_renderer(reference.base.path, model, objective, folder)
@@ -94,23 +95,38 @@ def _rendered_by(reference: ModelRef, recipe: Recipe) -> SftSection | HeadedSect
     return RegressSection() if task == "regress" else ClassifySection(multi_label=task == "multi_label")
 
 
-def _check_base(reference: ModelRef) -> None:
-    """Refuse a run's adapter on a base that is no longer the one it was trained on.
+def trained_on(reference: ModelRef) -> str:
+    """Hash of the weights that an adapter was trained on, from its run or its file; empty where neither says.
+
+    Args:
+        reference: to an adapter.
+    """
+    if reference.run is not None:
+        return str(RunFolder(reference.run).environment()["base_sha256"])
+    return "" if reference.adapter is None else read_base_sha256(reference.adapter)
+
+
+def require_base(reference: ModelRef, base: ModelFolder) -> None:
+    """Refuse an adapter on a base that is not the one it was trained on.
 
     Raises:
-        ModelError: its weights changed.
+        ModelError: its weights are others.
     """
-    if reference.run is None or reference.adapter is None:
+    if reference.adapter is None or trained_on(reference) in ("", base.sha256):
         return
-    if reference.base.sha256 != RunFolder(reference.run).environment()["base_sha256"]:
-        raise ModelError(
-            f"the base model changed since the run in {reference.run} trained its adapter",
-            where=str(reference.base.path),
-            hint="put the base back as it was, or train again",
-        )
+    where = reference.run or reference.adapter
+    what, hint = (
+        f"the adapter in {where} was trained on another base",
+        "give the base it was trained on, or train again",
+    )
+    if reference.run is not None and base.path == reference.base.path:
+        what = f"the base model changed since the run in {where} trained its adapter"
+        hint = "put the base back as it was, or train again"
+    raise ModelError(what, where=str(base.path), hint=hint)
 
 
-def _recipe_of(reference: ModelRef) -> Recipe:
+def recipe_of(reference: ModelRef) -> Recipe:
+    """The recipe of a run; for anything else one that names the model alone."""
     if reference.run is not None:
         run = RunFolder.open(reference.run)
         return run.recipe().placed(_recipe_folder(run))

@@ -363,3 +363,20 @@ def test_an_adapter_of_another_model_is_refused_and_the_model_stays(make, ids, f
         attach_read(other, settings, {**state, key: state[key][:-1]})
     assert torch.equal(logits(other, ids), logits(make(), ids))
     assert not any(".lora" in name for name, _ in other.named_modules())
+
+
+def test_the_hash_of_the_base_is_in_the_file_and_its_bytes_do_not_depend_on_the_process(make, ids, stir, tmp_path):
+    model = make()
+    adapter = attach(model)
+    stir(adapter)
+    expected = logits(model, ids)
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        write_adapter(tmp_path / name, adapter, "some/base", "ab" * 32)
+    files = [(tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("one", "two")]
+    header = json.loads(files[0][8 : 8 + int.from_bytes(files[0][:8], "little")])
+    assert list(header["__metadata__"]) == ["format", "base_sha256"]
+    assert files[0] == files[1]
+    assert read_adapter(tmp_path / "one")[0].base_sha256 == "ab" * 32
+    loaded = peft.PeftModel.from_pretrained(make(), str(tmp_path / "one")).eval()
+    assert relative(logits(loaded, ids), expected) <= 1e-5
