@@ -3,6 +3,7 @@
     load(path) -> Recipe    make_plan(recipe) -> Plan    train(plan, folder) -> Run
     evaluate(model, suite) -> Scorecard    compare(before, after) -> Comparison
     report(run) -> Report    export(run, out)    compare_strategies(path) -> StrategyComparison
+    open_switchboard(base) -> Switchboard
 
 Names load their module when they are first used: ``import tunesmith`` is free, and a plan never imports torch.
 """
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from tunesmith.workshop.report import Report, report
     from tunesmith.workshop.start import Run
     from tunesmith.workshop.strategies import Asked
+    from tunesmith.workshop.switchboard import Switchboard, open_switchboard
     from tunesmith.workshop.train import train
 
 __version__ = "0.1.0"
@@ -37,12 +39,14 @@ _FACE = {
     "Run": "tunesmith.workshop.start:Run",
     "Scorecard": "tunesmith.evaluation.scorecard:Scorecard",
     "StrategyComparison": "tunesmith.workshop.compare_strategies:StrategyComparison",
+    "Switchboard": "tunesmith.workshop.switchboard:Switchboard",
     "compare": "tunesmith.evaluation.comparison:compare",
     "compare_strategies": "tunesmith.workshop.compare_strategies:compare_strategies",
     "evaluate": "tunesmith.workshop.evaluate:evaluate",
     "export": "tunesmith.workshop.export:export",
     "load": "tunesmith.recipe.codec:load",
     "make_plan": "tunesmith.planning.plan:make_plan",
+    "open_switchboard": "tunesmith.workshop.switchboard:open_switchboard",
     "report": "tunesmith.workshop.report:report",
     "train": "tunesmith.workshop.train:train",
 }
@@ -56,6 +60,7 @@ __all__ = [
     "Run",
     "Scorecard",
     "StrategyComparison",
+    "Switchboard",
     "__version__",
     "compare",
     "compare_strategies",
@@ -63,6 +68,7 @@ __all__ = [
     "export",
     "load",
     "make_plan",
+    "open_switchboard",
     "report",
     "train",
 ]

@@ -53,8 +53,8 @@ SURFACE: dict[str, tuple[list[str], list[str]]] = {
 """Verb -> arguments and options; every verb has --help and --debug beside them. Additions are written here first."""
 
 FACE = [
-    "Asked", "Comparison", "Plan", "Recipe", "Report", "Run", "Scorecard", "StrategyComparison", "__version__", "compare",
-    "compare_strategies", "evaluate", "export", "load", "make_plan", "report", "train",
+    "Asked", "Comparison", "Plan", "Recipe", "Report", "Run", "Scorecard", "StrategyComparison", "Switchboard", "__version__",
+    "compare", "compare_strategies", "evaluate", "export", "load", "make_plan", "open_switchboard", "report", "train",
 ]  # fmt: skip
 
 
@@ -107,7 +107,7 @@ def test_public_names_load(name: str) -> None:
     ("name", "gives"),
     [
         ("load", "Recipe"), ("make_plan", "Plan"), ("train", "Run"), ("evaluate", "Scorecard"),
-        ("compare", "Comparison"), ("report", "Report"),
+        ("compare", "Comparison"), ("report", "Report"), ("open_switchboard", "Switchboard"),
     ],
 )  # fmt: skip
 def test_functions_of_the_face_give_what_its_names_say(name: str, gives: str) -> None:
