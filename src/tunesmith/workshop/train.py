@@ -26,6 +26,7 @@ from tunesmith.reports.card import render_card
 from tunesmith.reports.render import write_report
 from tunesmith.signals import raise_if_asked
 from tunesmith.types import Objective
+from tunesmith.workshop.base_scores import BaseScores
 from tunesmith.workshop.descent import check_descent
 from tunesmith.workshop.endings import recorded
 from tunesmith.workshop.environment import MemoryMeter, environment, environment_differences
@@ -254,8 +255,26 @@ class _Job(Start):
             if kept is not None and kept.suite == scoring.section.suite():
                 return kept
             self._say("scored_again", f"{why}: it is scored again")
-        card = scoring.score("base", machine)
+        card = self._scored_base(scoring, machine)
         card.save(self.run.scorecards_path, "base")
+        return card
+
+    def _scored_base(self, scoring: Scoring | HeadedScoring, machine: Machinery) -> Scorecard:
+        """Scores of the base, from the cache where another run asked it the same; a new head's are its own."""
+        if machine.headed is not None:
+            return scoring.score("base", machine)
+        kept = BaseScores.of(
+            self.recipe, self.settings, self.data.key, self.base, self.renderer.fingerprint(), scoring.section.suite()
+        )
+        if (card := kept.read()) is not None:
+            self._say(
+                "base_scores",
+                f"the base was asked the same before: its scores are taken from there ({kept.folder.name[:12]})",
+            )
+            return card
+        card = scoring.score("base", machine)
+        if (trouble := kept.keep(card)) is not None:
+            self._say("note", trouble)
         return card
 
     def _at_step(self, step: int) -> None:
