@@ -43,6 +43,7 @@ REASON_WORDS = {
     "nothing_trained": "No token of the example is a target of the loss.",
     "wrong_weight": "The column named by `columns.weight` holds no number from 0 to 1,000,000.",
     "unknown_label": "The row's label is none of those that `objective.labels` names.",
+    "wrong_tags": "Words and tags, or spans and their text, do not go together, or a tag breaks `objective.scheme`.",
 }
 
 

@@ -1,6 +1,6 @@
 """The shapes of data, before any token exists. Torch-free.
 
-file line ──reader──> RawRow ──format──> Row(record: Text | Chat | Labelled)
+file line ──reader──> RawRow ──format──> Row(record: Text | Chat | Labelled | Tagged)
 """
 
 from __future__ import annotations
@@ -88,7 +88,19 @@ class Labelled:
     label: str
 
 
-Record = Text | Chat | Labelled
+@dataclass(frozen=True, slots=True)
+class Tagged:
+    """A text whose words have tags.
+
+    ``words`` are the characters of each word, first and one past the last, in order and apart; ``tags`` are as many.
+    """
+
+    text: str
+    words: tuple[tuple[int, int], ...]
+    tags: tuple[str, ...]
+
+
+Record = Text | Chat | Labelled | Tagged
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,7 @@ FLOORS = {
         "progress",
         "visible",
         "signals",
+        "tags",
     },
     2: {"recipe"},
     3: {"data", "models", "registry", "engine", "evaluation"},
@@ -64,7 +65,7 @@ THIRD_PARTY_DOORS = {"src/tunesmith/workshop/sinks.py"}
 """Where optional third parties are loaded by name from a table."""
 
 LIGHT = (
-    "errors", "disk", "files", "expressions", "foreign", "json_values", "records", "embedded", "launcher", "progress", "visible", "signals", "types", "recipe", "planning", "registry", "cli",
+    "errors", "disk", "files", "expressions", "foreign", "json_values", "records", "embedded", "launcher", "progress", "visible", "signals", "tags", "types", "recipe", "planning", "registry", "cli",
     "models/facts.py", "models/locate.py", "workshop/prepare.py", "workshop/planning.py", "workshop/doctor.py",
 )  # fmt: skip
 HEAVY_DATA = {"loader.py", "head_batches.py", "masked_batches.py"}

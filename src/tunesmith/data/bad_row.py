@@ -20,6 +20,7 @@ Reason = Literal[
     "nothing_trained",
     "wrong_weight",
     "unknown_label",
+    "wrong_tags",
 ]
 """Stable names of row faults, as they stand in the ledger and in rejected.jsonl."""
 

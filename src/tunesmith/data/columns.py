@@ -62,6 +62,8 @@ FIELDS: dict[str, tuple[Field, ...]] = {
         Field("system", ("system",), required=False),
     ),
     "labelled": (Field("text", ("text",)), Field("label", ("label",))),
+    "tagged": (Field("tokens", ("tokens", "words")), Field("tags", ("tags", "ner_tags"))),
+    "spans": (Field("text", ("text",)), Field("spans", ("spans", "entities"))),
 }
 """Format to its fields."""
 

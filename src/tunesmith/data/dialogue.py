@@ -6,11 +6,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from tunesmith.data.bad_row import BadRow
-from tunesmith.records import Chat, Labelled, Message
+from tunesmith.records import Chat, Labelled, Message, Tagged
 
 
-def messages_of(record: Chat | Labelled) -> tuple[Message, ...]:
-    """The turns of a conversation; a labelled text is a question and its answer."""
+def messages_of(record: Chat | Labelled | Tagged) -> tuple[Message, ...]:
+    """The turns of a conversation; a labelled text is a question and its answer.
+
+    Raises:
+        BadRow: no_answer for tagged words.
+    """
+    if isinstance(record, Tagged):
+        raise BadRow("no_answer", "tagged words have no answer; `objective: {type: tag}` trains on them")
     if isinstance(record, Labelled):
         return (Message("user", record.text), Message("assistant", record.label))
     return record.messages

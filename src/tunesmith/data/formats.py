@@ -10,7 +10,6 @@ from typing import Any, cast
 from tunesmith.data.bad_row import BadRow
 from tunesmith.data.columns import (
     FIELDS,
-    Column,
     as_text,
     check_field_names,
     columns_of,
@@ -20,6 +19,8 @@ from tunesmith.data.columns import (
 )
 from tunesmith.data.message_rows import as_list, check_turns, openai_message, sharegpt_message, tool_schemas
 from tunesmith.data.row_weights import FIELD, content_columns
+from tunesmith.data.source_columns import read_columns, refuse_system
+from tunesmith.data.tagged_rows import has_spans, has_words, spans, tagged
 from tunesmith.errors import DataError
 from tunesmith.json_values import json_kind, loads
 from tunesmith.recipe.data import FormatName, SourceSection
@@ -53,8 +54,8 @@ _TURN_COLUMNS = ("messages", "conversations", "conversation")
 
 def text(raw: RawRow, source: SourceSection) -> Text:
     """A document from ``text``; a txt file is one."""
-    columns = _columns("text", raw, source)
-    _refuse_system("text", source)
+    columns = read_columns("text", raw, source)
+    refuse_system("text", source)
     content = as_text(columns["text"].read(raw.values), "`text`")
     if not content.strip():
         raise BadRow("empty_text", "`text` is empty")
@@ -63,8 +64,8 @@ def text(raw: RawRow, source: SourceSection) -> Text:
 
 def labelled(raw: RawRow, source: SourceSection) -> Labelled:
     """A text and its label from ``text`` and ``label``; a label that is a number is written as JSON writes it."""
-    columns = _columns("labelled", raw, source)
-    _refuse_system("labelled", source)
+    columns = read_columns("labelled", raw, source)
+    refuse_system("labelled", source)
     content = as_text(columns["text"].read(raw.values), "`text`")
     label = _label(columns["label"].read(raw.values))
     if not content.strip():
@@ -83,7 +84,7 @@ def _label(value: Any) -> str:
 
 def prompt_completion(raw: RawRow, source: SourceSection) -> Chat:
     """A user turn from ``prompt`` and an assistant turn from ``completion``; ``system`` if there is one."""
-    columns = _columns("prompt-completion", raw, source)
+    columns = read_columns("prompt-completion", raw, source)
     prompt = as_text(columns["prompt"].read(raw.values), "`prompt`")
     completion = as_text(columns["completion"].read(raw.values), "`completion`")
     if not prompt.strip():
@@ -98,7 +99,7 @@ def alpaca(raw: RawRow, source: SourceSection) -> Chat:
     ``history`` holds earlier pairs of user and assistant. Where a row has no ``output`` but Self-Instruct's list
     ``instances``, the first instance gives input and output: each row counts once, further instances are not used.
     """
-    columns = _columns("alpaca", raw, source)
+    columns = read_columns("alpaca", raw, source)
     values = raw.values
     instruction = as_text(columns["instruction"].read(values), "`instruction`")
     output, given = columns["output"].read(values), columns["input"].read(values)
@@ -115,7 +116,7 @@ def alpaca(raw: RawRow, source: SourceSection) -> Chat:
 
 def messages(raw: RawRow, source: SourceSection) -> Chat:
     """OpenAI's ``messages`` with ``role`` and ``content``, and ``tools``; see ``message_rows.openai_message``."""
-    columns = _columns("messages", raw, source)
+    columns = read_columns("messages", raw, source)
     turns = as_list(columns["messages"].read(raw.values), "`messages`")
     made = [openai_message(turn, number) for number, turn in enumerate(turns, 1)]
     return _chat(made, source, tools=columns["tools"].read(raw.values))
@@ -126,7 +127,7 @@ def sharegpt(raw: RawRow, source: SourceSection) -> Chat:
 
     The column ``system`` is used where the conversation has no system turn of its own.
     """
-    columns = _columns("sharegpt", raw, source)
+    columns = read_columns("sharegpt", raw, source)
     turns = as_list(columns["conversations"].read(raw.values), "`conversations`")
     made = [sharegpt_message(turn, number) for number, turn in enumerate(turns, 1)]
     system = as_text(columns["system"].read(raw.values), "`system`")
@@ -140,6 +141,8 @@ FORMATS: dict[str, Maker] = {
     "sharegpt": sharegpt,
     "prompt-completion": prompt_completion,
     "labelled": labelled,
+    "tagged": tagged,
+    "spans": spans,
 }
 """Format to the function that makes its records.
 
@@ -155,7 +158,7 @@ def check_columns(first: RawRow, name: str, source: SourceSection) -> None:
     Raises:
         DataError: a column is missing; says which columns there are and how to name one.
     """
-    for field, column in _columns(name, first, source).items():
+    for field, column in read_columns(name, first, source).items():
         try:
             column.read(first.values)
         except BadRow as fault:
@@ -254,22 +257,6 @@ def note(name: str, first: RawRow) -> str:
     return f"{sentence}; not used: {shown_columns(dict.fromkeys(unused))}" if unused else sentence
 
 
-def _columns(name: str, raw: RawRow, source: SourceSection) -> dict[str, Column]:
-    try:
-        return columns_of(name, tuple(content_columns(source.columns).items()))
-    except DataError as error:
-        raise DataError(error.what, where=f"{raw.origin.file} [{error.where}]", hint=error.hint) from None
-
-
-def _refuse_system(name: str, source: SourceSection) -> None:
-    if source.system is not None:
-        raise DataError(
-            f"`system` belongs to conversations, and rows of the format {name} are none",
-            where="system",
-            hint="remove it, or use prompt-completion",
-        )
-
-
 def _chat(turns: list[Message], source: SourceSection, *, system: str = "", tools: Any = None) -> Chat:
     """A checked conversation; the row's own system message wins over its column, that over the source's."""
     if not any(message.role == "system" for message in turns):
@@ -320,6 +307,15 @@ def _shape(values: Mapping[str, Any], columns: dict[str, str]) -> str | None:
         return "alpaca"
     if {"prompt", "completion"} <= values.keys():
         return "prompt-completion"
+    return _shape_of_text(values)
+
+
+def _shape_of_text(values: Mapping[str, Any]) -> str | None:
+    """The format of a text with its label, its tags, or nothing beside it."""
+    if has_words(values):
+        return "tagged"
+    if has_spans(values):
+        return "spans"
     if {"text", "label"} <= values.keys():
         return "labelled"
     return "text" if "text" in values and values.keys() - {"text"} <= _BESIDE_TEXT else None
@@ -357,8 +353,8 @@ def _shape_by_fields(values: Mapping[str, Any], columns: dict[str, str]) -> str 
     by_name = [name for name, fields in FIELDS.items() if columns.keys() <= {field.name for field in fields}]
     given = tuple(columns.items())
     fitting = [name for name in by_name if all(column.has(values) for column in columns_of(name, given).values())]
-    if fitting == ["text", "labelled"]:
-        return "labelled"
+    if len(fitting) == 2 and fitting[0] == "text":  # what is beside the text tells the format
+        return fitting[1]
     if not fitting and len(by_name) == 1:
         return by_name[0]
     turns = _turn_shape(values)

@@ -18,9 +18,9 @@ from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.json_values import loads
 from tunesmith.recipe.heads import ClassifySection, HeadedSection, RegressSection
 from tunesmith.recipe.objectives import ClmSection
-from tunesmith.records import Chat, Labelled, Record, Text
+from tunesmith.records import Chat, Labelled, Record, Tagged, Text
 
-_DECIDES = ("type", "labels", "multi_label", "separator", "outside")
+_DECIDES = ("type", "labels", "multi_label", "separator", "outside", "pieces", "scheme")
 """Keys of a section that decide ids or targets; how the head is shaped does not."""
 _SYSTEM = "the system message is left out: a head reads the text alone"
 
@@ -70,6 +70,10 @@ class HeadRenderer(Renderer):
         """
         if isinstance(record, Text):
             raise BadRow("no_answer", "a plain document has no label; give the rows a `label` column")
+        if isinstance(record, Tagged):
+            raise BadRow(
+                "wrong_type", "tagged words have no label of the whole text; `objective: {type: tag}` trains on them"
+            )
         if not is_single_turn(record):
             raise BadRow("wrong_type", "a conversation of several turns has no single text to label")
         text = record.text if isinstance(record, Labelled) else _said(record, "user")
@@ -144,7 +148,7 @@ class HeadRenderer(Renderer):
 
     def reference(self, record: Record) -> str:
         """The label as it was written, without white space around it."""
-        if isinstance(record, Text):
+        if isinstance(record, Text | Tagged):
             return ""
         label = record.label if isinstance(record, Labelled) else _said(record, "assistant")
         return label.strip()

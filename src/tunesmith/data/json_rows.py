@@ -28,7 +28,20 @@ from tunesmith.json_values import DECODER, LENIENT, MOST_DEPTH, RepeatedKey, Too
 from tunesmith.records import Origin, RawRow, Rejected
 
 RECORD_LISTS = frozenset(
-    {"messages", "conversations", "conversation", "instances", "tools", "history", "prompt", "completion"}
+    {
+        "messages",
+        "conversations",
+        "conversation",
+        "instances",
+        "tools",
+        "history",
+        "prompt",
+        "completion",
+        "tokens",
+        "tags",
+        "ner_tags",
+        "spans",
+    }
 )
 """Columns whose value is a list within one row, never the list of all rows."""
 

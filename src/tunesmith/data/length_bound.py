@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from tunesmith.data.dialogue import messages_of
-from tunesmith.records import Record, Text
+from tunesmith.records import Record, Tagged, Text
 
 LONG_CHARACTERS = 1_000_000
 """Shorter records are rendered, so that their exact length is told."""
@@ -48,4 +48,4 @@ def tokens_beyond(record: Record, encode: Encode, context: int) -> int | None:
 
 
 def _contents(record: Record) -> list[str]:
-    return [record.text] if isinstance(record, Text) else [message.content for message in messages_of(record)]
+    return [record.text] if isinstance(record, Text | Tagged) else [message.content for message in messages_of(record)]

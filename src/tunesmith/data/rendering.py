@@ -39,7 +39,7 @@ from tunesmith.data.turns import Conversation, LostTurn
 from tunesmith.recipe.fingerprint import fingerprint
 from tunesmith.recipe.model import ModelSection
 from tunesmith.recipe.objectives import ClmSection, SftSection
-from tunesmith.records import Chat, Labelled, Message, Record, Text
+from tunesmith.records import Chat, Labelled, Message, Record, Tagged, Text
 
 RENDERING_VERSION = 1
 
@@ -302,7 +302,7 @@ class Renderer:
             raise BadRow("nothing_trained", "the document is a single token, which nothing predicts")
         return Rendered(ids, [False] + [True] * (len(ids) - 1), record.text)
 
-    def _answered(self, record: Chat | Labelled) -> _Answered:
+    def _answered(self, record: Chat | Labelled | Tagged) -> _Answered:
         messages, tools, written = self._conversation(record)
         must_answer(messages)
         conversation = self._rendered(messages, tools)
@@ -318,7 +318,7 @@ class Renderer:
             )
         return _Answered(Rendered(ids, trained, conversation.text[:end]), conversation, last, offsets, written)
 
-    def _conversation(self, record: Chat | Labelled) -> tuple[tuple[Message, ...], Tools | None, list[str]]:
+    def _conversation(self, record: Chat | Labelled | Tagged) -> tuple[tuple[Message, ...], Tools | None, list[str]]:
         tools = record.tools if isinstance(record, Chat) else None
         return written_out(self.template, messages_of(record), tools)
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tunesmith.records import Chat, Labelled, Message, Origin, Record, Rejected, Row, Stretch, Text
+from tunesmith.records import Chat, Labelled, Message, Origin, Record, Rejected, Row, Stretch, Tagged, Text
 
 
 def to_line(value: Any) -> bytes:
@@ -30,6 +30,9 @@ def record_to_json(record: Record) -> dict[str, Any]:
         return {"type": "text", "text": record.text}
     if isinstance(record, Labelled):
         return {"type": "labelled", "text": record.text, "label": record.label}
+    if isinstance(record, Tagged):
+        words = [list(word) for word in record.words]
+        return {"type": "tagged", "text": record.text, "words": words, "tags": list(record.tags)}
     plain: dict[str, Any] = {"type": "chat", "messages": [_message_to_json(message) for message in record.messages]}
     if record.tools is not None:
         plain["tools"] = list(record.tools)
@@ -42,6 +45,8 @@ def record_from_json(plain: Mapping[str, Any]) -> Record:
         return Text(plain["text"])
     if plain["type"] == "labelled":
         return Labelled(plain["text"], plain["label"])
+    if plain["type"] == "tagged":
+        return Tagged(plain["text"], tuple((start, end) for start, end in plain["words"]), tuple(plain["tags"]))
     messages = tuple(_message_from_json(item) for item in plain["messages"])
     tools = plain.get("tools")
     return Chat(messages, None if tools is None else tuple(tools))

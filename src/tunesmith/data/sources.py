@@ -9,6 +9,7 @@
 | ``.csv`` ``.tsv`` | a header, then rows; quoted fields may hold line ends |
 | ``.parquet`` | rows of the table |
 | ``.txt`` | one document a file, a paragraph or a line; see ``text_rows`` |
+| ``.conll`` ``.iob`` ``.bio`` | sentences of tagged words; see ``conll_rows`` |
 
 All but parquet may be packed as ``.gz`` or ``.zst``.
 """
@@ -25,6 +26,7 @@ from functools import partial
 from pathlib import Path
 
 from tunesmith.data.bad_row import shortened
+from tunesmith.data.conll_rows import conll_rows
 from tunesmith.data.json_rows import json_rows, jsonl_rows
 from tunesmith.data.layout import TEXT, Layout
 from tunesmith.data.streams import PACKED
@@ -51,8 +53,11 @@ READERS: dict[str, Reader] = {
     ".tsv": tsv_rows,
     ".parquet": parquet_rows,
     TEXT: file_rows,
+    ".conll": conll_rows,
+    ".iob": conll_rows,
+    ".bio": conll_rows,
 }
-"""Suffix to reader; a ``.txt`` file may be cut otherwise, see ``TEXT_READERS``."""
+"""Suffix to reader; a ``.txt`` file may be cut otherwise."""
 
 _KNOWN = f"known: {', '.join(READERS)}, each but .parquet also with {' or '.join(PACKED)}"
 
@@ -219,7 +224,7 @@ def _content(folder: Path) -> str:
 
 def _laid_out(path: Path, layout: Layout) -> Reader:
     if is_text(path):
-        return TEXT_READERS[layout.row]
+        return conll_rows if layout.row == "conll" else TEXT_READERS[layout.row]
     reader = _reader(path)
     assert reader is not None
     return reader if layout.header else partial(reader, header=False)
@@ -228,6 +233,11 @@ def _laid_out(path: Path, layout: Layout) -> Reader:
 def is_text(path: Path) -> bool:
     """Whether the file is plain text, packed or not."""
     return suffix_of(path) == TEXT
+
+
+def is_conll(path: Path, layout: Layout) -> bool:
+    """Whether the file's rows are sentences of tagged words."""
+    return _laid_out(path, layout) is conll_rows
 
 
 def read_rows(path: Path, shown: str, layout: Layout = _USUAL) -> Iterator[RawRow | Rejected]:

@@ -29,7 +29,7 @@ def normalise(text: str) -> str:
 def input_key(record: Record) -> str:
     """Normalised input of a record: what two rows share when they ask the same.
 
-    A document is its own input; a labelled text is its text; a conversation is all before its last answer. A lone user
+    A document is its own input; a labelled or tagged text is its text; a conversation is all before its last answer. A lone user
     turn gives the text alone, so that a question has one key in every format; of several turns each stands with its role.
     """
     if isinstance(record, Chat):

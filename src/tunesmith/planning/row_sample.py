@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from tunesmith.data.layout import TABLES, Layout
-from tunesmith.data.sources import is_text, read_rows
+from tunesmith.data.sources import is_conll, is_text, read_rows
 from tunesmith.data.streams import MAX_ITEM_BYTES, PACKED
 from tunesmith.data.text_rows import PIECE_BYTES, WHOLE_TEXT_BYTES
 from tunesmith.json_values import loads
@@ -84,6 +84,10 @@ def sample_file(
         if len(whole) > _MOST_WHOLE_ROWS:  # a small packed file may hold any number
             return _from_start(path, shown, wanted, _packed_bytes(path), layout)
         return sample_of(whole, wanted, generator)
+    if is_conll(path, layout):
+        if size <= _READ_BYTES:
+            return sample_of(list(read_rows(path, shown, layout)), wanted, generator)
+        return _from_start(path, shown, wanted, size, layout)
     if suffixes.endswith(".json"):
         if size <= COUNTED_BYTES and (rows := _whole_json(path, shown)) is not None:
             return sample_of(rows, wanted, generator)
@@ -186,15 +190,19 @@ def _from_start(path: Path, shown: str, wanted: int, num_bytes: float, layout: L
     rows = list(islice(read_rows(path, shown, layout), wanted + 1))
     if len(rows) <= wanted:
         return FileSample(rows, len(rows), counted=True)
-    sizes = [_size_of(item.values, is_text(path)) for item in rows]
+    is_tagged = is_conll(path, layout)
+    sizes = [_size_of(item.values, is_text(path), is_tagged) for item in rows]
     mean = max(1.0, sum(sizes) / len(sizes))
     spread = float(np.std(sizes)) / mean / isqrt(len(sizes))
     note = f"{shown} cannot be sought: the estimate rests on its first {len(rows):,} rows"
     return FileSample(rows, num_bytes / mean, counted=False, row_spread=max(spread, 0.05), note=note)
 
 
-def _size_of(values: Any, as_text: bool) -> int:
+def _size_of(values: Any, as_text: bool, is_tagged: bool) -> int:
     """Bytes that a row takes in its file, about."""
+    if is_tagged and isinstance(values, Mapping):
+        columns = [column for column in values.values() if isinstance(column, list)]
+        return 1 + sum(len(str(cell).encode("utf-8")) + 1 for column in columns for cell in column)
     if as_text and isinstance(values, Mapping):
         return len(str(values["text"]).encode("utf-8")) + 1
     return len(json.dumps(values, default=str).encode("utf-8"))

@@ -188,10 +188,7 @@ def _rendered(
         if record is None:
             tally.add(0, [])
             continue
-        if (
-            isinstance(record, Chat | Labelled)
-            and tokens_beyond(record, renderer.tokenizer.encode, context) is not None
-        ):
+        if not isinstance(record, Text) and tokens_beyond(record, renderer.tokenizer.encode, context) is not None:
             tally.overlong += 1
             tally.add(length, [])
             continue

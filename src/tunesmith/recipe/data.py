@@ -8,8 +8,10 @@ from pydantic import BeforeValidator, Field
 
 from tunesmith.recipe.section import Section
 
-FormatName = Literal["auto", "text", "alpaca", "messages", "sharegpt", "prompt-completion", "labelled"]
-TextRow = Literal["file", "paragraph", "line"]
+FormatName = Literal[
+    "auto", "text", "alpaca", "messages", "sharegpt", "prompt-completion", "labelled", "tagged", "spans"
+]
+TextRow = Literal["file", "paragraph", "line", "conll"]
 OverlongPolicy = Literal["error", "drop", "split", "truncate"]
 DuplicatePolicy = Literal["drop", "error", "keep"]
 
@@ -18,14 +20,15 @@ class SourceSection(Section):
     """Files of one format. A bare string is its ``path``."""
 
     path: str | list[str]
-    """File, folder or glob, relative to the recipe: jsonl, json, csv, tsv, parquet, txt; also .gz and .zst."""
+    """File, folder or glob, relative to the recipe: jsonl, json, csv, tsv, parquet, txt, conll; also .gz and .zst."""
     format: FormatName = "auto"
     """Shape of the rows; ``auto`` detects it from the columns and says what it found."""
     columns: dict[str, str] = Field(default_factory=dict)
     """Field of the format -> column name, or a template such as ``"{title}\\n{body}"``. The field ``weight``, which every
     format has, is what the row's tokens count in the training loss, 0 to 1,000,000; none is read unless it is named here."""
     row: TextRow = "file"
-    """What one row of a ``.txt`` file is; splits hold out whole rows. Blank lines part paragraphs and are no rows."""
+    """What one row of a ``.txt`` file is; splits hold out whole rows. Blank lines part paragraphs and are no rows. ``conll`` reads
+    tagged words, one a line with its tag in the last column, as a ``.conll`` file has them."""
     header: bool = True
     """Whether the first line of a ``.csv`` or ``.tsv`` file names its columns; else they are ``column_1``, ``column_2`` …"""
     weight: float = Field(default=1.0, gt=0.0)

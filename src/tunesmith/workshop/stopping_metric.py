@@ -15,7 +15,7 @@ from tunesmith.progress import SilentProgress
 from tunesmith.recipe.evaluation import EvaluationSection, ExactMatchSection, LabelRankingSection
 from tunesmith.recipe.root import Recipe
 from tunesmith.recipe.training import EarlyStoppingSection
-from tunesmith.records import Chat, Labelled, Row, Text
+from tunesmith.records import Chat, Labelled, Row, Tagged, Text
 from tunesmith.types import Sampling
 from tunesmith.workshop.machinery import Machinery
 from tunesmith.workshop.scoring import Scoring
@@ -104,7 +104,7 @@ def _pair(row: Row) -> Pair | None:
     record = row.record
     if isinstance(record, Labelled):
         return Pair(row.id, record.text, record.label)
-    if isinstance(record, Text):
+    if isinstance(record, Text | Tagged):
         return None
     turns = [message for message in record.messages if message.role != "system"]
     if [message.role for message in turns] != ["user", "assistant"]:
