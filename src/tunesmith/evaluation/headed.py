@@ -55,7 +55,7 @@ def classification(
     assert closed is not None  # labels were given
     truth = closed.indices([question.reference for question in questions])
     rows = []
-    log_NK = _log_softmax(logits_NK)
+    log_NK = log_shares(logits_NK)
     for question, true, log_K in zip(questions, truth, log_NK, strict=True):
         best, known = int(log_K.argmax()), true < len(labels)
         row = row_of(question, labels[best], int(best == true))
@@ -159,7 +159,8 @@ def _check(questions: Sequence[Question], logits_NK: Floats, task: str) -> None:
         check_finite([math.nan], task)
 
 
-def _log_softmax(logits_NK: Floats) -> Floats:
+def log_shares(logits_NK: Floats) -> Floats:
+    """Log-probabilities of the labels: log softmax of each row."""
     shifted = logits_NK - logits_NK.max(axis=1, keepdims=True)
     result: Floats = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
     return result
@@ -170,4 +171,4 @@ def probabilities(logits_K: Sequence[float], *, each: bool = False) -> list[floa
     array = np.asarray(logits_K, dtype=np.float64)
     if each:
         return [float(value) for value in 1 / (1 + np.exp(-array))]
-    return [float(value) for value in np.exp(_log_softmax(array[None])[0])]
+    return [float(value) for value in np.exp(log_shares(array[None])[0])]

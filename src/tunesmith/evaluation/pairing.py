@@ -15,6 +15,7 @@ import numpy as np
 from tunesmith.errors import UserError
 from tunesmith.evaluation.classification import macro_f1_difference
 from tunesmith.evaluation.resampling import (
+    Statistic,
     calibration_error,
     confidence_columns,
     correlation,
@@ -22,6 +23,7 @@ from tunesmith.evaluation.resampling import (
     difference_of_sums,
     f1_of_counts,
     ranks,
+    share_of_counts,
 )
 from tunesmith.evaluation.statistics import (
     Floats,
@@ -86,6 +88,10 @@ MEASURES: dict[str, Measure] = {
     "loss": Measure(-1, "loss", "nats"),
     "perplexity": Measure(-1, "perplexity", "nats"),
     "micro_f1": Measure(+1, "words_f1", "word_hits"),
+    "span_f1": Measure(+1, "span_f1", "span_hits"),
+    "span_precision": Measure(+1, "span_precision", "span_hits"),
+    "span_recall": Measure(+1, "span_recall", "span_hits"),
+    "word_accuracy": Measure(+1, "words", "words_right"),
     "brier": Measure(-1, "mean", "brier"),
     "calibration_error": Measure(-1, "calibration", "score"),
     "mse": Measure(-1, "mean", "squared_error"),
@@ -204,11 +210,11 @@ def _correlation_test(field: str, pairs: Sequence[RowPair], seed: int, *, ranked
     return difference_of_sums(sides[0], sides[1], correlation, seed)
 
 
-def _words_f1_test(field: str, pairs: Sequence[RowPair], seed: int) -> tuple[Score, float]:
-    sides = [
-        np.stack([_column(side, "word_hits"), _column(side, "word_size")], axis=1) for side in zip(*pairs, strict=True)
-    ]
-    return difference_of_sums(sides[0], sides[1], f1_of_counts, seed)
+def _counts_test(
+    field: str, pairs: Sequence[RowPair], seed: int, *, size: str, statistic: Statistic
+) -> tuple[Score, float]:
+    sides = [np.stack([_column(side, field), _column(side, size)], axis=1) for side in zip(*pairs, strict=True)]
+    return difference_of_sums(sides[0], sides[1], statistic, seed)
 
 
 def _words_test(field: str, pairs: Sequence[RowPair], seed: int) -> tuple[Score, float]:
@@ -230,5 +236,8 @@ _TESTS: dict[str, Callable[[str, Sequence[RowPair], int], tuple[Score, float]]] 
     "pearson": _correlation_test,
     "spearman": partial(_correlation_test, ranked=True),
     "words": _words_test,
-    "words_f1": _words_f1_test,
+    "words_f1": partial(_counts_test, size="word_size", statistic=f1_of_counts),
+    "span_f1": partial(_counts_test, size="span_size", statistic=f1_of_counts),
+    "span_precision": partial(_counts_test, size="spans_said", statistic=share_of_counts),
+    "span_recall": partial(_counts_test, size="spans_right", statistic=share_of_counts),
 }

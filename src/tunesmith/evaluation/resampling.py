@@ -69,6 +69,13 @@ def f1_of_counts(sums: Floats) -> Floats:
     return result
 
 
+def share_of_counts(sums: Floats) -> Floats:
+    """Hits over a size: precision, recall, or the share of words that are right; 0 where there are none."""
+    hits, size = sums[..., 0], sums[..., 1]
+    result: Floats = np.divide(hits, size, out=np.zeros_like(hits), where=size > 0)
+    return result
+
+
 def correlation_columns(one_N: Floats, other_N: Floats) -> Floats:
     """What Pearson's correlation needs of each row ``[N, 5]``, centred, since sums of squares lose digits."""
     x, y = one_N - one_N.mean(), other_N - other_N.mean()

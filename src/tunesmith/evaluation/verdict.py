@@ -55,6 +55,8 @@ _CLAIMS = (
     _Claim("accuracy", "mean_reciprocal_rank", "label ranking", _share),
     _Claim("accuracy", "brier", "classification", _share),
     _Claim("micro_f1", "micro_f1", "micro F1", _share),
+    _Claim("span_f1", "span_f1", "span F1", _share),
+    _Claim("word_accuracy", "word_accuracy", "word accuracy", _share),
     _Claim("mse", "pearson", "squared error", _plainly),
     _Claim("exact_match", "exact_match", "exact match", _share),
     _Claim("loss", "loss", "loss", _nats),

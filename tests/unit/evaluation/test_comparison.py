@@ -146,7 +146,12 @@ def test_rows_without_loss_are_ties_not_right_or_wrong():
 
 def test_every_metric_that_tasks_give_has_a_direction():
     given_by_tasks = {*ranking([1, 0]).metrics, "normalised_accuracy", *tasks.loss([(1.0, 1)]).metrics, "exact_match"}
-    by_heads = {"micro_f1", "brier", "calibration_error", "mse", "pearson", "spearman"}
+    by_heads = {"micro_f1", "brier", "calibration_error", "mse", "pearson", "spearman"} | {
+        "span_f1",
+        "span_precision",
+        "span_recall",
+        "word_accuracy",
+    }
     assert given_by_tasks | by_heads | {"accuracy_per_token"} == set(MEASURES)
 
 
