@@ -11,7 +11,7 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize("name", ["write_reference.py", "draw_layers.py"])
+@pytest.mark.parametrize("name", ["write_reference.py", "draw_layers.py", "tag_helpdesk.py"])
 def test_what_is_made_of_the_code_is_fresh(name: str) -> None:
     tool = REPOSITORY / "tools" / name
     done = subprocess.run(

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -27,7 +28,7 @@ from tunesmith.objectives import OBJECTIVES
 from tunesmith.objectives import build as build_objective
 from tunesmith.recipe.adapters import FullSection, HeadOnlySection, PartialSection
 from tunesmith.recipe.bottleneck import BottleneckSection
-from tunesmith.recipe.heads import HeadedSection
+from tunesmith.recipe.heads import HeadedSection, TagSection
 from tunesmith.recipe.low_rank import GraloraSection, LoraSection
 from tunesmith.recipe.objectives import ClmSection, MlmSection, SftSection
 from tunesmith.recipe.prompts import PrefixSection, PromptSection, PTuningSection
@@ -71,11 +72,16 @@ def cases() -> list[tuple[type[Section], type[Section]]]:
 
 
 def _headed_rows(store: MemoryStore, section: HeadedSection) -> Callable[[Sequence[int], float, int], Batch]:
-    """Packs whose rows ask for a label or a number, made of the row's index."""
+    """Packs whose rows ask for a label or a number, made of the row's index; or whose tokens each ask for a label."""
 
     def make(rows: Sequence[int], progress: float, epoch: int) -> Batch:
         pack = make_batch([store.row(row) for row in rows], rows, progress=progress)
         numbers = torch.tensor(list(rows))
+        if isinstance(section, TagSection):
+            every = torch.arange(pack.num_tokens)
+            owners = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor(pack.lengths))
+            tags, weights = (pack.input_ids_T + pack.positions_T) % LABELS, torch.ones(pack.num_tokens)
+            return replace(pack, scored_S=every, targets_S=tags, weights_S=weights, document_S=owners)
         return replace(
             pack,
             scored_S=pack.starts_D1[1:].long() - 1,
@@ -113,7 +119,8 @@ def golden_losses(objective: type[Section], adapter: type[Section]) -> list[floa
     if isinstance(section, HeadedSection):
         model.drop_head()
         task = task_of(section)
-        shape = HeadShape(task, "linear", 32, 1 if task == "regress" else LABELS)
+        pooling: Any = {"pooling": "words"} if task == "tag" else {}
+        shape = HeadShape(task, "linear", 32, 1 if task == "regress" else LABELS, **pooling)
         make = _headed_rows(store, section)
     if objective is MlmSection:
         make = _masked_rows(store)

@@ -56,7 +56,7 @@ def overrides(path: Path, folder: Path | None, data: Path | None) -> list[str]:
 
 def short(path: Path) -> list[str]:
     """Two steps and a few scored rows, of what the recipe's objective answers."""
-    kinds = {"classify": "classification", "regress": "regression"}
+    kinds = {"classify": "classification", "regress": "regression", "tag": "tagging"}
     task = kinds.get(load(path).objective.type, "loss")
     return [item.replace("type: loss", f"type: {task}") for item in SHORT]
 

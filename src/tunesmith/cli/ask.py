@@ -58,6 +58,8 @@ def generate(terminal: Terminal, /, model: str, prompt: str | None, system: str 
     details = getattr(answerer, "details", {})
     for label, share in list(details.get("probabilities", {}).items())[:_LABELS_SHOWN]:
         terminal.show(f"{100 * share:5.1f} %  {visible(label)}")
+    for span in details.get("spans", []):
+        terminal.show(f"{100 * span['probability']:5.1f} %  {visible(span['type'])}: {visible(span['text'])}")
     if terminal.as_json:
         answer = "".join(pieces)
         seconds = time.perf_counter() - started

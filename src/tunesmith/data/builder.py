@@ -122,7 +122,8 @@ class Builder:
         self._notify = notify
         self._ledger = Ledger()
         self._faults = FaultExamples()
-        self._overlong = Overlong(recipe.data.overlong, context)
+        self._first_trains = isinstance(renderer, HeadRenderer)
+        self._overlong = Overlong(recipe.data.overlong, context, first_trains=self._first_trains)
         self._splitter = Splitter(recipe.data)
         self._labels = LabelCounter(renderer.reference)
         self._targets: HeadTargets | None = None
@@ -224,12 +225,12 @@ class Builder:
         for warning in rendered.warnings:
             self._warnings[warning] = self._warnings.get(warning, 0) + 1
         for piece in pieces:
-            writer, ids = self._writer(split), piece.ids
+            writer, ids, trained = self._writer(split), piece.ids, piece.trained
             if self._targets is not None:
-                ids = self._targets.add(split, row.record, rendered.ids, piece.ids)
-            writer.add(row, ids, piece.trained, piece.window)
+                ids, trained = self._targets.add(split, row.record, rendered.ids, piece)
+            writer.add(row, ids, trained, piece.window)
             if split == "train":
-                self._roles.add(piece.roles, piece.trained)
+                self._roles.add(piece.roles, trained, first_trains=self._first_trains)
         self._account(row, split, count, key if source.role == split else None)
         return None
 
@@ -280,7 +281,9 @@ class Builder:
 
     def _writer(self, split: Split) -> StoreWriter:
         if split not in self._writers:
-            self._writers[split] = self._stack.enter_context(StoreWriter(self._folder / split))
+            self._writers[split] = self._stack.enter_context(
+                StoreWriter(self._folder / split, first_trains=self._first_trains)
+            )
         return self._writers[split]
 
     def _check(self, key: str) -> None:
@@ -316,6 +319,7 @@ class Builder:
             *self._overlong.notes(),
             *warning_notes(self._warnings),
             *self._weights.notes(),
+            *(self._targets.notes() if self._targets is not None else ()),
             *reject_notes(ledger, self._context),
             *self._rejected.notes(),
             *split_notes(ledger, self._sources, self._data),

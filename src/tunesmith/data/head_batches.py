@@ -1,7 +1,8 @@
 """Torch's side of rows for heads: packs whose scored positions are rows, with what the head should answer.
 
-In a batch ``scored_S`` is the last token of each row, ``targets_S`` its class or 0, ``weights_S`` 0 for a row whose label
-no training row has. Among the extras ``value_S`` holds numbers, ``classes_S`` one or zero for each label.
+In a batch ``scored_S`` is the last token of each row, or under ``tag`` every token that is asked for a tag; ``targets_S`` its
+class or 0, ``weights_S`` 0 where no training row has that label. Among the extras ``value_S`` holds numbers, ``classes_S``
+one or zero for each label.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from tunesmith.data.loader import make_batch
 from tunesmith.data.prepared import Prepared, Split
 from tunesmith.data.store import TokenStore
-from tunesmith.data.targets import LabelBook, TargetStore
+from tunesmith.data.targets import NO_LABEL, LabelBook, TargetStore
 from tunesmith.types import Batch
 
 VALUES, CLASSES = "value_S", "classes_S"
@@ -48,8 +49,15 @@ class HeadData:
         return self.store.row(row)[0]
 
     def classes(self, row: int) -> np.ndarray[Any, Any]:
-        """Classes of a row's targets, -1 for labels that the head does not have."""
-        return self._class_of[self._targets.row(row)] if len(self._class_of) else np.empty(0, dtype=np.int64)
+        """Classes of a row's targets, -1 for labels that the head does not have; under ``tag`` of the tokens that are asked."""
+        numbers = self._targets.row(row)
+        if self.task == "tag":
+            numbers = numbers[numbers != NO_LABEL]
+        return self._class_of[numbers] if len(self._class_of) else np.empty(0, dtype=np.int64)
+
+    def num_scored(self, row: int) -> int:
+        """Tokens of a row that are asked for a tag; 1 where the row is asked as a whole."""
+        return int((self._targets.row(row) != NO_LABEL).sum()) if self.task == "tag" else 1
 
     def value(self, row: int) -> float:
         """The number of a row."""
@@ -59,6 +67,8 @@ class HeadData:
         """A pack of rows."""
         ids = [self.ids(row) for row in rows]
         pack = make_batch([(one, np.zeros(len(one), dtype=np.bool_)) for one in ids], rows, progress=progress)
+        if self.task == "tag":
+            return self._tagged(pack, rows)
         count = len(rows)
         classes = [self.classes(row) for row in rows]
         targets, extras = np.zeros(count, np.int64), {}
@@ -81,6 +91,22 @@ class HeadData:
             weights_S=torch.from_numpy(weights),
             document_S=torch.arange(count),
             extras=extras,
+        )
+
+    def _tagged(self, pack: Batch, rows: Sequence[int]) -> Batch:
+        """The pack with each asked token as a scored position."""
+        starts = pack.starts_D1[:-1].tolist()
+        places = [np.flatnonzero(self._targets.row(row) != NO_LABEL) for row in rows]
+        counts = [len(found) for found in places]
+        classes = np.concatenate([self.classes(row) for row in rows])
+        weights = np.repeat(np.asarray([self.store.weights[row] for row in rows], dtype=np.float32), counts)
+        scored = np.concatenate([start + found for start, found in zip(starts, places, strict=True)]).astype(np.int64)
+        return replace(
+            pack,
+            scored_S=torch.from_numpy(scored),
+            targets_S=torch.from_numpy(np.maximum(classes, 0)),
+            weights_S=torch.from_numpy((weights * (classes >= 0)).astype(np.float32)),
+            document_S=torch.from_numpy(np.repeat(np.arange(len(rows)), counts)),
         )
 
 

@@ -7,8 +7,12 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from tunesmith.data.head_rendering import HeadRenderer
+from tunesmith.data.notes import count_of
+from tunesmith.data.overlong import Piece
 from tunesmith.data.prepared import Split
-from tunesmith.data.targets import LabelBook, TargetWriter
+from tunesmith.data.tag_rendering import TagRenderer
+from tunesmith.data.targets import NO_LABEL, LabelBook, TargetWriter
+from tunesmith.data.words import NO_TOKEN
 from tunesmith.errors import DataError
 from tunesmith.records import Record
 
@@ -30,19 +34,26 @@ class HeadTargets:
         self._stack = stack
         self._writers: dict[Split, TargetWriter] = {}
         self.book = LabelBook()
+        self._words: dict[Split, int] = {}
+        self._cut: dict[Split, int] = {}
+        self._cut_rows: dict[Split, int] = {}
 
-    def add(self, split: Split, record: Record, ids: Sequence[int], cut: Sequence[int]) -> list[int]:
-        """Write the targets of a row whose token store exists; returns the ids to store in place of ``cut``.
+    def add(
+        self, split: Split, record: Record, ids: Sequence[int], piece: Piece
+    ) -> tuple[Sequence[int], Sequence[bool]]:
+        """Write the targets of a row whose token store exists; returns the ids and trained flags to store.
 
         Args:
             split: of the row.
             record: the row's.
             ids: all ids of the row.
-            cut: those that the context has room for.
+            piece: what the context has room for.
         """
         if split not in self._writers:
             writer = TargetWriter(self._folder / split, numbers=self._renderer.numbers)
             self._writers[split] = self._stack.enter_context(writer)
+        if isinstance(self._renderer, TagRenderer):
+            return self._add_words(self._renderer, split, record, piece.ids)
         if self._renderer.numbers:
             self._writers[split].add([self._renderer.number(record)])
         else:
@@ -50,7 +61,39 @@ class HeadTargets:
             self._writers[split].add([self.book.number(name) for name in names])
             if split == "train":
                 self.book.count(names)
-        return self._renderer.closed(list(ids), list(cut))
+        return self._renderer.closed(list(ids), list(piece.ids)), piece.trained
+
+    def _add_words(
+        self, renderer: TagRenderer, split: Split, record: Record, cut: Sequence[int]
+    ) -> tuple[Sequence[int], Sequence[bool]]:
+        """Write a target for each stored token, and count the words that the context has no room for."""
+        placed = renderer.placed(record)
+        kept = renderer.kept(placed.ids, len(cut))
+        names = [placed.asked.get(token) if token < kept else None for token in range(len(cut))]
+        self._writers[split].add([NO_LABEL if name is None else self.book.number(name) for name in names])
+        lost = sum(token != NO_TOKEN and token >= kept for token in placed.reads)
+        self._words[split] = self._words.get(split, 0) + len(placed.reads)
+        if lost:
+            self._cut[split] = self._cut.get(split, 0) + lost
+            self._cut_rows[split] = self._cut_rows.get(split, 0) + 1
+        if split == "train":
+            words = zip(placed.reads, renderer.names(record), strict=True)
+            self.book.count_each(name for token, name in words if token != NO_TOKEN and token < kept)
+        return renderer.closed(placed.ids, list(cut)), [name is not None for name in names]
+
+    def notes(self) -> list[str]:
+        """What must be said of words: how many there are, and how many were cut off."""
+        said = []
+        for split, words in self._words.items():
+            text = f"{count_of(words, f'word has a tag in {split}', f'words have a tag in {split}')}"
+            if lost := self._cut.get(split, 0):
+                rows = count_of(self._cut_rows[split], "row", "rows")
+                text += (
+                    f"; {lost:,} of them, in {rows}, stand behind the context and are cut off (data.overlong: truncate)"
+                )
+                text += ": they are not trained" if split == "train" else ": they count as outside"
+            said.append(text)
+        return said
 
     def close(self, where: str) -> dict[str, int] | None:
         """Write the names of the labels; returns the training rows of each, None where targets are numbers.

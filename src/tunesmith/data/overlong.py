@@ -37,10 +37,12 @@ class Overlong:
     Args:
         policy: the recipe's ``data.overlong``; None is ``error`` for conversations and ``split`` for plain documents.
         context: most tokens of a row.
+        first_trains: whether the first token of a row may be trained, as it may under a head.
     """
 
-    def __init__(self, policy: OverlongPolicy | None, context: int) -> None:
+    def __init__(self, policy: OverlongPolicy | None, context: int, *, first_trains: bool = False) -> None:
         self._policy = policy
+        self._first = 0 if first_trains else 1
         self._context = context
         self._refused: list[tuple[Row, str]] = []
         self._longest = 0
@@ -61,8 +63,8 @@ class Overlong:
         if policy == "split":
             return self._split(row, ids, trained, roles)
         if policy == "truncate":
-            # The first token has nothing before it: trained or not, it gives no target.
-            if not any(trained[1 : self._context]):
+            # A first token that has to be predicted has nothing before it: trained or not, it gives no target.
+            if not any(trained[self._first : self._context]):
                 return []
             self.num_truncated += 1
             return [Piece(ids[: self._context], trained[: self._context], roles[: self._context])]

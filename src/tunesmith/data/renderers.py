@@ -7,7 +7,8 @@ from pathlib import Path
 from tunesmith.data import rendering
 from tunesmith.data.head_rendering import HeadRenderer
 from tunesmith.data.rendering import Renderer
-from tunesmith.recipe.heads import HeadedSection
+from tunesmith.data.tag_rendering import TagRenderer
+from tunesmith.recipe.heads import HeadedSection, TagSection
 from tunesmith.recipe.model import ModelSection
 from tunesmith.recipe.objectives import ClmSection, MlmSection, SftSection
 
@@ -23,7 +24,7 @@ def make_renderer(
     Args:
         model_folder: the base model.
         model: names a template that replaces the model's own, and the day that templates are told.
-        objective: what is trained.
+        objective: what is trained; of ``tag`` with ``pieces`` settled.
         recipe_folder: where a relative template path starts.
 
     Raises:
@@ -35,4 +36,6 @@ def make_renderer(
     if not isinstance(objective, HeadedSection):
         return rendering.make_renderer(model_folder, model, objective, recipe_folder)
     plain, _ = rendering.make_renderer(model_folder, model, ClmSection(), recipe_folder)
+    if isinstance(objective, TagSection):
+        return TagRenderer(plain.tokenizer, plain.template, objective), []
     return HeadRenderer(plain.tokenizer, plain.template, objective), []

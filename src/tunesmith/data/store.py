@@ -49,10 +49,12 @@ class StoreWriter:
 
     Args:
         folder: created; must not hold a store.
+        first_trains: whether the first token of a row may be trained, as it may under a head.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, first_trains: bool = False) -> None:
         make_folders(folder)
+        self._first_trains = first_trains
         self._folder = folder
         # Each is closed even where another cannot be opened, or the flush of another fails on a full disk.
         with ExitStack() as streams:
@@ -68,7 +70,7 @@ class StoreWriter:
     def add(self, row: Row, ids: Sequence[int], trained: Sequence[bool], window: int = WHOLE) -> None:
         """Append one row of tokens.
 
-        The first token has nothing before it that could predict it, so it is never stored as trained.
+        The first token has nothing before it that could predict it: without ``first_trains`` it is not stored as trained.
 
         Args:
             row: identity, origin and weight; ``row.id`` is 16 hex digits.
@@ -80,7 +82,7 @@ class StoreWriter:
         mask = np.array(trained, dtype=np.uint8)
         if tokens.shape != mask.shape:
             raise ValueError(f"{len(tokens)} ids beside {len(mask)} mask values")
-        if len(mask):
+        if len(mask) and not self._first_trains:
             mask[0] = 0
         num_trained = int(mask.sum())
         file = self._files.setdefault(row.origin.file, len(self._files))

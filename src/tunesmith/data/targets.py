@@ -9,7 +9,7 @@ SPLIT/ targets.bin   4 bytes each: int32 numbers of labels, or float32
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -28,7 +28,7 @@ Targets = npt.NDArray[np.int32] | npt.NDArray[np.float32]
 
 
 class LabelBook:
-    """Names of labels in the order they were met, and how many training rows have each."""
+    """Names of labels in the order they were met, and how many training rows, or words of them, have each."""
 
     def __init__(self) -> None:
         self.names: dict[str, int] = {}
@@ -41,6 +41,11 @@ class LabelBook:
     def count(self, names: Sequence[str]) -> None:
         """Count a training row that has these labels."""
         for name in set(names):
+            self.counts[name] = self.counts.get(name, 0) + 1
+
+    def count_each(self, names: Iterable[str]) -> None:
+        """Count the words of a training row, each with its label."""
+        for name in names:
             self.counts[name] = self.counts.get(name, 0) + 1
 
     def save(self, folder: Path) -> None:

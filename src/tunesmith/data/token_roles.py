@@ -96,9 +96,10 @@ class RoleTally:
         self._tokens = [0] * len(TOKEN_ROLES)
         self._trained = [0] * len(TOKEN_ROLES)
 
-    def add(self, roles: bytes, trained: Sequence[bool]) -> None:
-        """Count a stored row: the code of each token, and whether it is trained. The first token never is."""
-        targets = bytes(compress(roles[1:], trained[1:]))
+    def add(self, roles: bytes, trained: Sequence[bool], *, first_trains: bool = False) -> None:
+        """Count a stored row: the code of each token, and whether it is trained; the first only with ``first_trains``."""
+        skipped = 0 if first_trains else 1
+        targets = bytes(compress(roles[skipped:], trained[skipped:]))
         for code in set(roles):
             self._tokens[code] += roles.count(code)
             self._trained[code] += targets.count(code)

@@ -103,9 +103,13 @@ class Tokenizer:
 
     def encode_document(self, text: str) -> list[int]:
         """Token ids with what the tokenizer's post-processor adds, such as a first BOS."""
+        return self.encode_document_with_offsets(text)[0]
+
+    def encode_document_with_offsets(self, text: str) -> tuple[list[int], Offsets]:
+        """The ids of ``encode_document`` with, per token, its characters; white space around may be left out, what was added has none."""
         with _trusting_no_file(self._source, "fails on a text"):
-            ids: list[int] = self._whole.encode(text, add_special_tokens=True).ids
-            return ids
+            encoding = self._whole.encode(text, add_special_tokens=True)
+            return encoding.ids, encoding.offsets
 
     def decode(self, ids: Sequence[int], skip_special: bool = False) -> str:
         """Text of token ids."""

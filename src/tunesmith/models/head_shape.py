@@ -16,6 +16,7 @@ from tunesmith.errors import ModelError, RecipeError
 from tunesmith.foreign import read_object
 from tunesmith.models.facts import ModelFacts
 from tunesmith.recipe.heads import ClassifySection, HeadedSection, PooledSection, TagSection
+from tunesmith.tags import OUTSIDE
 
 NAME = "head.json"
 TENSORS = "head.safetensors"
@@ -65,15 +66,28 @@ class HeadShape:
 
 @dataclass(frozen=True)
 class HeadFile:
-    """What head.json says: the shape, the labels in the order of its outputs, and the label that tags nothing."""
+    """What head.json says.
+
+    Attributes:
+        shape: of the head.
+        labels: in the order of its outputs.
+        outside: of ``tag``: the label of words that are nothing.
+        reads: of ``tag``: which token of a word answers for it.
+        spans: of ``tag``: whether labels mark spans.
+    """
 
     shape: HeadShape
     labels: tuple[str, ...]
-    outside: str = "O"
+    outside: str = OUTSIDE
+    reads: Literal["first", "last"] = "first"
+    spans: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
-        return {"shape": asdict(self.shape), "labels": list(self.labels), "outside": self.outside}
+        plain: dict[str, Any] = {"shape": asdict(self.shape), "labels": list(self.labels)}
+        if self.shape.task == "tag":
+            plain |= {"outside": self.outside, "reads": self.reads, "spans": self.spans}
+        return plain
 
 
 def read_head(folder: Path) -> HeadFile:
@@ -89,7 +103,10 @@ def read_head(folder: Path) -> HeadFile:
         labels = tuple(str(label) for label in values["labels"])
         if len(labels) != (0 if shape.task == "regress" else shape.outputs):
             raise ValueError(f"it names {len(labels)} labels, the head has {shape.outputs} outputs")
-        return HeadFile(shape, labels, str(values.get("outside", "O")))
+        if shape.task != "tag":
+            return HeadFile(shape, labels)
+        reads: Literal["first", "last"] = "last" if values["reads"] == "last" else "first"
+        return HeadFile(shape, labels, str(values["outside"]), reads, bool(values["spans"]))
     except (KeyError, TypeError, ValueError, ValidationError) as error:
         raise ModelError(
             f"the head cannot be used: {str(error).splitlines()[0]}",

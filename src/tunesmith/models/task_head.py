@@ -18,8 +18,8 @@ from tunesmith.files import write_bytes, write_json
 from tunesmith.models.head_shape import NAME, TENSORS, HeadFile, HeadShape, read_head
 from tunesmith.types import Batch
 
-FEATURES = "feature_D"
-"""Name among a batch's extras of vectors that were pooled before."""
+FEATURES, WORD_FEATURES = "feature_D", "feature_S"
+"""Names among a batch's extras of vectors that were pooled before: one a row, or one a scored position."""
 _START_STD = 0.02
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from tunesmith.models.head_shape import HeadShape
 from tunesmith.objectives.headed import Headed
 from tunesmith.objectives.next_token import NextToken
-from tunesmith.recipe.heads import ClassifySection, HeadedSection, RegressSection
+from tunesmith.recipe.heads import ClassifySection, HeadedSection, RegressSection, TagSection
 from tunesmith.recipe.objectives import ClmSection, MlmSection, NextTokenSection, SftSection
 from tunesmith.recipe.section import Section
 from tunesmith.types import Objective
@@ -26,6 +26,7 @@ OBJECTIVES: dict[type[Section], Callable[[Any], Any]] = {
     MlmSection: lambda section: NextToken(),
     ClassifySection: lambda section: Headed,
     RegressSection: lambda section: Headed,
+    TagSection: lambda section: Headed,
 }
 """Section type -> objective; of a headed section the class that takes the head's shape."""
 

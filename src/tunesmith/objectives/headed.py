@@ -1,8 +1,9 @@
-"""Losses of heads: the hidden states of a pack are pooled, the head in ``parts`` answers, and rows are the unit.
+"""Losses of heads: the hidden states of a pack are pooled, the head in ``parts`` answers, and rows, or labelled words, are the unit.
 
 classify      −log softmax(z)[class]                         cross-entropy, in nats a row
 multi_label   Σ_k softplus(z_k) − y_k z_k, over K            binary cross-entropy, the mean over the labels of a row
 regress       (z − y)²                                       squared error
+tag           −log softmax(z)[class] of each labelled token  cross-entropy, in nats a word
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tunesmith.models.head_shape import HeadShape
-from tunesmith.models.task_head import FEATURES, TaskHead, pool
+from tunesmith.models.task_head import FEATURES, WORD_FEATURES, TaskHead, pool
 from tunesmith.types import Batch, LanguageModel, Loss, Mean
 
 VALUES, CLASSES = "value_S", "classes_S"
@@ -72,7 +73,7 @@ class Headed:
 
 def read_states(model: Any, batch: Batch, shape: HeadShape) -> Tensor:
     """The vectors that a head reads: pooled before and carried by the batch, or pooled here from the model's states."""
-    kept = batch.extras.get(FEATURES)
+    kept = batch.extras.get(WORD_FEATURES if shape.pooling == "words" else FEATURES)
     if kept is not None:
         return kept
     hidden = (

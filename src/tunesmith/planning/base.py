@@ -9,11 +9,19 @@ from tunesmith.models.facts import ModelFacts, headless, read_facts
 from tunesmith.models.head_shape import shape_of
 from tunesmith.models.locate import ModelFolder, check_weights, locate
 from tunesmith.planning.settings import Counts
-from tunesmith.recipe.heads import HeadedSection
-from tunesmith.recipe.objectives import MlmSection
+from tunesmith.recipe.heads import HeadedSection, TagSection
+from tunesmith.recipe.objectives import MlmSection, ObjectiveSection
 from tunesmith.recipe.root import Recipe
 
 _FEWEST_LABELS = 2
+
+
+def settled_objective(recipe: Recipe, facts: ModelFacts) -> ObjectiveSection:
+    """The recipe's objective with nothing left that the model's kind decides."""
+    section = recipe.objective
+    if isinstance(section, TagSection) and section.pieces == "auto":
+        return section.model_copy(update={"pieces": "first" if facts.is_encoder else "last"})
+    return section
 
 
 def open_base(recipe: Recipe) -> tuple[ModelFolder, ModelFacts]:

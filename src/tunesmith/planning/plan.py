@@ -14,7 +14,7 @@ from tunesmith.files import read_json
 from tunesmith.models.facts import ModelFacts
 from tunesmith.models.locate import ModelFolder
 from tunesmith.planning import defaults, memory, speeds
-from tunesmith.planning.base import asked_tokens, num_head, open_base
+from tunesmith.planning.base import asked_tokens, num_head, open_base, settled_objective
 from tunesmith.planning.bottleneck import bottleneck_values
 from tunesmith.planning.cost import Time, disk_bytes, energy, passes, price, run_time
 from tunesmith.planning.freezing import freezing_values, frozen_flops
@@ -229,7 +229,7 @@ def _read_sources(
     """What tokenizer, chat template and data say: the recipe with its tokens settled and their reason, counts, sentences."""
     said: list[str] = []
     if renderer is None and (counts is None or asks_tokenizer(recipe)):
-        renderer, said = make_renderer(folder.path, recipe.model, recipe.objective, recipe.folder)
+        renderer, said = make_renderer(folder.path, recipe.model, settled_objective(recipe, facts), recipe.folder)
     settled, values = settle_text(recipe, renderer)
     settled, tokens = settle_tokens(settled, facts, folder.path, renderer)
     values |= {} if tokens is None else {"adapter.train_tokens": tokens}

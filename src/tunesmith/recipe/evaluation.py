@@ -80,13 +80,24 @@ class RegressionTaskSection(_TaskSection):
     type: Literal["regression"] = "regression"
 
 
+class TaggingTaskSection(_TaskSection):
+    """Tags that a head gives words, beside those that are right: words, and spans from border to border."""
+
+    type: Literal["tagging"] = "tagging"
+
+
 TaskField = Annotated[
-    LossTaskSection | ExactMatchSection | LabelRankingSection | ClassificationTaskSection | RegressionTaskSection,
+    LossTaskSection
+    | ExactMatchSection
+    | LabelRankingSection
+    | ClassificationTaskSection
+    | RegressionTaskSection
+    | TaggingTaskSection,
     Field(discriminator="type"),
 ]
 
 
-HEAD_TASKS = (ClassificationTaskSection, RegressionTaskSection)
+HEAD_TASKS = (ClassificationTaskSection, RegressionTaskSection, TaggingTaskSection)
 """Tasks that only an objective with a head answers."""
 
 

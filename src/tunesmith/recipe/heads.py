@@ -60,13 +60,20 @@ class RegressSection(PooledSection):
 
 
 class TagSection(HeadedSection):
-    """Give each word of a row a label; of a word in several tokens the first token answers."""
+    """Give each word of a text a label, such as the names and numbers that stand in it."""
 
     type: Literal["tag"] = "tag"
     labels: list[str] | None = Field(default=None, min_length=2)
-    """The labels in their order; unset are the distinct labels of the training rows, sorted."""
-    outside: str = "O"
-    """The label of words that are nothing in particular: it does not count in token F1."""
+    """The labels in their order; unset are the distinct labels of the training rows, sorted. Tags that are numbers in the data
+    are places in this list, from 0."""
+    outside: str = Field(default="O", min_length=1)
+    """The label of words that are nothing in particular; ``O`` always is one."""
+    pieces: Literal["auto", "first", "last", "all"] = "auto"
+    """Which token answers for a word of several: the ``first`` or the ``last``; ``all`` trains every one and asks the first.
+    ``auto``: the first for encoders, the last for decoders, whose first has not read the rest of the word."""
+    scheme: Literal["auto", "bio", "none"] = "auto"
+    """``bio``: labels mark spans (``B-TYPE``, ``I-TYPE``), and a row that breaks the scheme is rejected. ``none``: each word's
+    label stands by itself. ``auto``: spans where all labels have such prefixes; rows that break the scheme are said."""
 
     @field_validator("labels")
     @classmethod

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from tunesmith.recipe.heads import ClassifySection, RegressSection
+from tunesmith.recipe.heads import ClassifySection, RegressSection, TagSection
 from tunesmith.recipe.section import Section
 
 
@@ -67,8 +67,11 @@ def _default_type(value: Any) -> Any:
     return {"type": "sft", **value} if isinstance(value, dict) and "type" not in value else value
 
 
+ObjectiveSection = SftSection | ClmSection | MlmSection | ClassifySection | RegressSection | TagSection
+"""Any objective."""
+
 ObjectiveField = Annotated[
-    SftSection | ClmSection | MlmSection | ClassifySection | RegressSection,
+    ObjectiveSection,
     Field(discriminator="type"),
     BeforeValidator(_default_type),
 ]

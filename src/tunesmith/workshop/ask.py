@@ -5,12 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
+
+from tunesmith.data.tag_rendering import TagRenderer
+from tunesmith.data.words import words_of
 from tunesmith.errors import ModelError, UserError
 from tunesmith.evaluation.headed import probabilities
 from tunesmith.models.encoder_lm import EncoderLM
 from tunesmith.records import Chat, Labelled, Message
+from tunesmith.tags import chunks
 from tunesmith.types import Sampling
+from tunesmith.workshop.headed import HeadedMachine
 from tunesmith.workshop.opening import Opened, open_machine
+from tunesmith.workshop.word_tags import marked, spans_of, tags_of
 
 _TORN = "\ufffd"
 _LIKELY = 0.5
@@ -77,20 +84,19 @@ class HeadedAnswerer(Answerer):
     """A model with a head: it answers the last message with a label or a number, and says how sure it is."""
 
     def stream(self, messages: Sequence[Message], sampling: Sampling) -> Iterator[str]:
-        """Yield the label, the labels or the number; ``details`` then hold ``probabilities``.
+        """Yield the label, the labels, the number or the tagged text; ``details`` then hold ``probabilities`` or ``words``.
 
         Raises:
             UserError: the text is longer than the context.
         """
         head = self._machine.headed
         assert head is not None
-        ids = self._renderer.prompt_ids(Labelled(messages[-1].content, "?"))
-        if len(ids) > self._machine.context:
-            raise UserError(
-                f"the text has {len(ids)} tokens, the model takes {self._machine.context}",
-                where="prompt",
-                hint="give a shorter text",
-            )
+        text = messages[-1].content
+        if isinstance(self._renderer, TagRenderer):
+            yield self._tagged(head, self._renderer, text)
+            return
+        ids = self._renderer.prompt_ids(Labelled(text, "?"))
+        self._fits(ids)
         logits = [float(value) for value in head.logits([ids])[0]]
         shape = head.described.shape
         if shape.task == "regress":
@@ -102,3 +108,32 @@ class HeadedAnswerer(Answerer):
         ordered = dict(sorted(found.items(), key=lambda item: -item[1]))
         self.details = {"probabilities": ordered}
         yield ", ".join(label for label, share in ordered.items() if share > _LIKELY) if each else next(iter(ordered))
+
+    def _fits(self, ids: Sequence[int]) -> None:
+        if len(ids) > self._machine.context:
+            raise UserError(
+                f"the text has {len(ids)} tokens, the model takes {self._machine.context}",
+                where="prompt",
+                hint="give a shorter text",
+            )
+
+    def _tagged(self, head: HeadedMachine, renderer: TagRenderer, text: str) -> str:
+        """The text with its spans, or each word with its label; ``details`` then hold ``words`` and ``spans``."""
+        places = words_of(text)
+        if not places:
+            raise UserError("the text has no words", where="prompt", hint="give a text with words")
+        ids, read = renderer.words_in(text, places)
+        self._fits(ids)
+        described = head.described
+        (said,) = tags_of(head, [read], [np.asarray(ids)])
+        sure = [float(np.exp(logprob_K.max())) for logprob_K in said.logprob_WK]
+        words = [
+            {"text": text[start:end], "start": start, "end": end, "label": tag, "probability": probability}
+            for (start, end), tag, probability in zip(places, said.tags, sure, strict=True)
+        ]
+        self.details = {"words": words}
+        if not described.spans:
+            return " ".join(f"{word['text']}/{word['label']}" for word in words)
+        spans = spans_of(words, chunks(said.tags, described.outside), text)
+        self.details["spans"] = spans
+        return marked(text, spans)

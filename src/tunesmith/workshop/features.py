@@ -1,6 +1,7 @@
 """Features of a frozen model: pooled once, kept in the token cache, read by the head in every epoch.
 
-    features/KEY.safetensors    feature_NH  float32, one row of a split each, in the order of the split's token store
+    features/KEY.safetensors    feature_NH  float32, one row of a split each, in the order of the split's token store;
+                                of words one each, row after row
 
 The key covers the tokens, the base to the byte, how the base is run and what is read of it: whatever would change a feature.
 """
@@ -24,7 +25,7 @@ from tunesmith.engine.precision import Precision
 from tunesmith.files import write_bytes
 from tunesmith.models.causal_lm import CausalLM
 from tunesmith.models.head_shape import HeadShape
-from tunesmith.models.task_head import FEATURES
+from tunesmith.models.task_head import FEATURES, WORD_FEATURES
 from tunesmith.objectives.headed import read_states
 from tunesmith.planning.settings import Settings
 from tunesmith.recipe.adapters import HeadOnlySection
@@ -74,7 +75,7 @@ def keeps_features(recipe: Recipe) -> bool:
 
 
 def features_of(key: FeatureKey, model: CausalLM, rows: HeadData, say: Callable[[str, str], None]) -> Features:
-    """The features of a split ``[rows, H]``, from the cache where they are there whole.
+    """The features of a split ``[rows, H]``, or ``[words, H]``, from the cache where they are there whole.
 
     Args:
         key: names them.
@@ -82,34 +83,35 @@ def features_of(key: FeatureKey, model: CausalLM, rows: HeadData, say: Callable[
         rows: of the split.
         say: kind of event and sentence.
     """
-    found = _read(key.path, rows.store.num_rows, key.shape.inputs)
+    what = "words" if key.shape.pooling == "words" else "rows"
+    found = _read(key.path, int(_ends(rows)[-1]), key.shape.inputs)
     if found is not None:
-        say("features", f"using the kept features of {len(found):,} rows ({key.path.name[:12]})")
+        say("features", f"using the kept features of {len(found):,} {what} ({key.path.name[:12]})")
         return found
     if key.path.exists():
         say("features", f"the kept features {key.path.name[:12]} are torn: they are made anew")
     made = _make(key, model, rows)
     write_bytes(key.path, save({_NAME: made}))
-    say("features", f"the features of {len(made):,} rows are made once and kept ({made.nbytes / (1 << 20):.1f} MiB)")
+    say("features", f"the features of {len(made):,} {what} are made once and kept ({made.nbytes / (1 << 20):.1f} MiB)")
     return made
 
 
-def with_features(
-    make: Callable[[Sequence[int], float, int], Batch], kept_NH: Features
-) -> Callable[[Sequence[int], float, int], Batch]:
-    """Packs that carry their rows' features, so that the model is not asked."""
+def with_features(data: HeadData, kept_NH: Features) -> Callable[[Sequence[int], float, int], Batch]:
+    """Packs of a split's rows that carry their features, so that the model is not asked."""
+    ends, name = _ends(data), WORD_FEATURES if data.task == "tag" else FEATURES
 
     def carrying(rows: Sequence[int], progress: float, epoch: int) -> Batch:
-        batch = make(rows, progress, epoch)
-        return replace(batch, extras={**batch.extras, FEATURES: torch.from_numpy(kept_NH[list(rows)])})
+        batch = data.batch(rows, progress, epoch)
+        read = np.concatenate([kept_NH[ends[row] : ends[row + 1]] for row in rows])
+        return replace(batch, extras={**batch.extras, name: torch.from_numpy(read)})
 
     return carrying
 
 
 @torch.no_grad()
 def _make(key: FeatureKey, model: CausalLM, rows: HeadData) -> Features:
-    count = rows.store.num_rows
-    made = np.zeros((count, key.shape.inputs), dtype=np.float32)
+    ends = _ends(rows)
+    made = np.zeros((int(ends[-1]), key.shape.inputs), dtype=np.float32)
     precision = Precision(key.settings.precision, model.device)
     was_training = model.training
     model.eval()
@@ -117,9 +119,16 @@ def _make(key: FeatureKey, model: CausalLM, rows: HeadData) -> Features:
         batch = rows.batch(members).to(model.device)
         with precision.autocast():
             states: Tensor = read_states(model, batch, key.shape)
-        made[members] = states.float().cpu().numpy()
+        made[np.concatenate([np.arange(ends[row], ends[row + 1]) for row in members])] = states.float().cpu().numpy()
     model.train(was_training)
     return made
+
+
+def _ends(rows: HeadData) -> npt.NDArray[np.int64]:
+    """Where the features of each row begin, and at the end where the last one's end: ``[rows + 1]``."""
+    ends = np.zeros(rows.store.num_rows + 1, dtype=np.int64)
+    np.cumsum([rows.num_scored(row) for row in range(rows.store.num_rows)], out=ends[1:])
+    return ends
 
 
 def _read(path: Path, count: int, width: int) -> Features | None:

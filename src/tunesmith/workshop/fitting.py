@@ -318,7 +318,7 @@ class Fit:
         base, section = base_of(self.recipe), self.recipe.model
         loaded = (section.quantise, section.init, self.recipe.seed)
         key = FeatureKey(self.data.key, (base.sha256, base.config_sha256), described.shape, self.settings, loaded)
-        return with_features(rows.batch, features_of(key, model, rows, self.say))
+        return with_features(rows, features_of(key, model, rows, self.say))
 
 
 def rows_of_a_pass(settings: Settings, num_ranks: int) -> int | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,12 +17,14 @@ from tunesmith.models.causal_lm import CausalLM
 from tunesmith.models.head_shape import HeadFile, read_labels, shape_of
 from tunesmith.objectives import build as build_objective
 from tunesmith.objectives.headed import Headed, row_losses
-from tunesmith.planning.base import open_base
-from tunesmith.recipe.heads import HeadedSection
+from tunesmith.planning.base import open_base, settled_objective
+from tunesmith.recipe.heads import HeadedSection, TagSection
 from tunesmith.recipe.root import Recipe
+from tunesmith.tags import marks_spans
 from tunesmith.types import Batch, Objective
 
 Ids = np.ndarray[Any, Any]
+Logits = np.ndarray[Any, np.dtype[np.float64]]
 
 
 def is_headed(recipe: Recipe) -> bool:
@@ -41,7 +43,11 @@ def describe_head(recipe: Recipe, data: Prepared) -> HeadFile:
     _, facts = open_base(recipe)
     labels = read_labels(getattr(section, "labels", None), data.label_counts)
     shape = shape_of(section, facts, len(labels))
-    return HeadFile(shape, () if shape.task == "regress" else tuple(labels), getattr(section, "outside", "O"))
+    settled = settled_objective(recipe, facts)
+    if not isinstance(settled, TagSection):
+        return HeadFile(shape, () if shape.task == "regress" else tuple(labels))
+    spans = settled.scheme != "none" and marks_spans(labels, settled.outside)
+    return HeadFile(shape, tuple(labels), settled.outside, "last" if settled.pieces == "last" else "first", spans)
 
 
 def make_objective(recipe: Recipe, data: Prepared) -> Objective:
@@ -70,7 +76,7 @@ class HeadedMachine:
     batch_tokens: int
 
     @torch.no_grad()
-    def logits(self, texts: Sequence[Sequence[int] | Ids]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    def logits(self, texts: Sequence[Sequence[int] | Ids]) -> Logits:
         """What the head says of each text, as ids: ``[texts, K]``."""
         found = np.zeros((len(texts), self.described.shape.outputs))
         arrays = [np.asarray(ids[: self.context], dtype=np.uint32) for ids in texts]
@@ -78,6 +84,28 @@ class HeadedMachine:
             for members in packs_of([len(ids) for ids in arrays], self.batch_tokens):
                 pack = make_batch([(arrays[row], np.zeros(len(arrays[row]), dtype=bool)) for row in members], members)
                 found[members] = self.objective.logits(self.model, pack.to(self.model.device)).double().cpu().numpy()
+        return found
+
+    @torch.no_grad()
+    def word_logits(self, texts: Sequence[Sequence[int] | Ids], read: Sequence[Sequence[int]]) -> list[Logits]:
+        """What the head says at some tokens of each text: ``[tokens, K]`` a text.
+
+        Args:
+            texts: ids, each cut to the context.
+            read: of each text, numbers of tokens that are in it.
+        """
+        found: list[Logits] = [np.zeros((0, self.described.shape.outputs))] * len(texts)
+        arrays = [np.asarray(ids[: self.context], dtype=np.uint32) for ids in texts]
+        with _Evaluating(self):
+            for members in packs_of([len(ids) for ids in arrays], self.batch_tokens):
+                pack = make_batch([(arrays[row], np.zeros(len(arrays[row]), dtype=bool)) for row in members], members)
+                starts = pack.starts_D1[:-1].tolist()
+                places = [start + place for start, row in zip(starts, members, strict=True) for place in read[row]]
+                batch = replace(pack, scored_S=torch.tensor(places, dtype=torch.int64)).to(self.model.device)
+                said: Logits = self.objective.logits(self.model, batch).double().cpu().numpy()
+                parts = np.split(said, np.cumsum([len(read[row]) for row in members])[:-1])
+                for row, part in zip(members, parts, strict=True):
+                    found[row] = part
         return found
 
     @torch.no_grad()

@@ -150,7 +150,7 @@ class HeadedExport:
     def _theirs(self, model: Any) -> Tensor:
         """What a model of transformers says of each text by itself."""
         found = [model(input_ids=_ids(text[: self.context])).logits[0] for text in self.texts]
-        return torch.stack(found).float()
+        return (torch.cat(found) if self.described.shape.task == "tag" else torch.stack(found)).float()
 
     def _machine_of(self, model: Any, head: TaskHead, described: HeadFile) -> HeadedMachine:
         objective = Headed(described.shape)
@@ -158,6 +158,10 @@ class HeadedExport:
         return HeadedMachine(model, objective, described, self.context, _BATCH_TOKENS)
 
     def _logits(self, machine: HeadedMachine) -> Tensor:
+        """What a head says of each text, or of each token of them."""
+        if self.described.shape.task == "tag":
+            every = [range(len(text[: self.context])) for text in self.texts]
+            return torch.from_numpy(np.concatenate(machine.word_logits(self.texts, every))).float()
         return torch.from_numpy(machine.logits(self.texts)).float()
 
     def _on_file(self, written: Tensor, trained: Tensor, what: str, dtype: torch.dtype) -> GateResult:

@@ -13,10 +13,13 @@ import numpy.typing as npt
 from tunesmith.data.head_batches import HeadData, head_data
 from tunesmith.data.prepared import Prepared, Split
 from tunesmith.data.rendering import Renderer
+from tunesmith.data.tag_rendering import TagRenderer
+from tunesmith.data.words import NO_TOKEN
 from tunesmith.errors import DataError, ModelError, RecipeError
 from tunesmith.evaluation import headed
 from tunesmith.evaluation.questions import Question
 from tunesmith.evaluation.scorecard import Scorecard
+from tunesmith.evaluation.tagging import Scheme, TaggedAnswer, tagging
 from tunesmith.evaluation.tasks import TaskResult
 from tunesmith.models.head_shape import HeadFile
 from tunesmith.progress import Progress
@@ -27,6 +30,7 @@ from tunesmith.records import Row
 from tunesmith.workshop.headed import HeadedMachine, Ids, describe_head, is_headed
 from tunesmith.workshop.machinery import Machinery
 from tunesmith.workshop.scoring import Scoring
+from tunesmith.workshop.word_tags import tags_of
 
 Logits = npt.NDArray[np.float64]
 _ANSWERS_SHOWN = 3
@@ -161,14 +165,20 @@ class HeadedScoring:
                 continue
             strange = [row for row in range(rows.store.num_rows) if (rows.classes(row) < 0).any()]
             if strange:
-                names = [self.renderer.reference(row.record) for row in self._records(split)]
-                shown = ", ".join(
-                    repr(name) for name in list(dict.fromkeys(names[row] for row in strange))[:_ANSWERS_SHOWN]
-                )
+                records = self._records(split)
+                names = dict.fromkeys(name for row in strange for name in self._labels_of(records[row]))
+                shown = ", ".join(repr(name) for name in list(names)[:_ANSWERS_SHOWN])
                 self.notes.append(
                     f"{len(strange)} of {rows.store.num_rows} {split} rows have a label that no training row has ({shown}): "
                     "they count as wrong"
                 )
+
+    def _labels_of(self, row: Row) -> list[str]:
+        """What a row asks for: of tagged words the labels that the head does not have, else the whole answer."""
+        if isinstance(self.renderer, TagRenderer):
+            known = set(self.described.labels)
+            return [name for name in self.renderer.names(row.record) if name not in known]
+        return [self.renderer.reference(row.record)]
 
     def _rows(self, split: Split) -> HeadData | None:
         return head_data(self.data, split, self.described.shape.task, self.described.labels)
@@ -190,9 +200,30 @@ class HeadedScoring:
         chosen = order[: task.limit] if task.limit else range(len(records))
         texts = [rows.ids(row) for row in chosen]
         questions = [self._question(records[row], rows.ids(row).tolist()) for row in chosen]
+        if isinstance(self.renderer, TagRenderer):
+            return self._tagging(head, self.renderer, questions, [records[row] for row in chosen], texts)
         return _MEASURE[self.described.shape.task](
             self, questions, rows, list(chosen), _in_order(head, texts, self.described)
         )
+
+    def _tagging(
+        self, head: HeadedMachine, renderer: TagRenderer, questions: list[Question], rows: list[Row], texts: list[Ids]
+    ) -> TaskResult:
+        """A tag for each word; words that no token answers for are outside."""
+        column = {label: number for number, label in enumerate(head.described.labels)}
+        answers = []
+        reads = [renderer.reading_tokens(row.record, len(ids)) for row, ids in zip(rows, texts, strict=True)]
+        for row, said in zip(rows, tags_of(head, reads, texts), strict=True):
+            right = renderer.names(row.record)
+            nats = [
+                -float(logprob_K[column[name]])
+                for name, token, logprob_K in zip(right, said.read, said.logprob_WK, strict=True)
+                if token != NO_TOKEN and name in column
+            ]
+            answers.append(TaggedAnswer(right, said.tags, sum(nats), len(nats)))
+        head_file, counts = self.described, self.data.label_counts or None
+        scheme = Scheme(head_file.labels, head_file.spans, head_file.outside)
+        return tagging(questions, answers, scheme, label_counts=counts, seed=self.seed)
 
     def _question(self, row: Row, ids: list[int]) -> Question:
         return Question.of(
@@ -230,7 +261,7 @@ def _in_order(head: HeadedMachine, texts: list[Ids], described: HeadFile) -> Log
     return ordered
 
 
-_KINDS = {"classify": "classification", "multi_label": "classification", "regress": "regression"}
+_KINDS = {"classify": "classification", "multi_label": "classification", "regress": "regression", "tag": "tagging"}
 _MEASURE: dict[str, Callable[..., TaskResult]] = {
     "classify": HeadedScoring.classify, "multi_label": HeadedScoring.multi_label, "regress": HeadedScoring.regress,
 }  # fmt: skip

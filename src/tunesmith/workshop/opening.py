@@ -17,9 +17,10 @@ from tunesmith.models.head_shape import read_head
 from tunesmith.models.loading import load_model
 from tunesmith.models.locate import ModelFolder, ModelRef, check_weights, open_model
 from tunesmith.objectives.headed import Headed
+from tunesmith.planning.base import settled_objective
 from tunesmith.planning.defaults import derive_context
 from tunesmith.recipe.codec import parse
-from tunesmith.recipe.heads import ClassifySection, HeadedSection, RegressSection
+from tunesmith.recipe.heads import ClassifySection, HeadedSection, RegressSection, TagSection
 from tunesmith.recipe.model import ModelSection
 from tunesmith.recipe.objectives import SftSection
 from tunesmith.recipe.root import Recipe
@@ -80,8 +81,10 @@ def renderer_for(reference: ModelRef) -> tuple[Renderer, int]:
     recipe = recipe_of(reference)
     model, folder = recipe.model, recipe.folder
     objective = _rendered_by(reference, recipe)
-    renderer, _ = make_renderer(reference.base.path, model, objective, folder)
-    return renderer, derive_context(recipe, read_facts(reference.base.path)).value
+    facts = read_facts(reference.base.path)
+    settled = settled_objective(recipe.model_copy(update={"objective": objective}), facts)
+    renderer, _ = make_renderer(reference.base.path, model, settled, folder)
+    return renderer, derive_context(recipe, facts).value
 
 
 def _rendered_by(reference: ModelRef, recipe: Recipe) -> SftSection | HeadedSection:
@@ -91,7 +94,10 @@ def _rendered_by(reference: ModelRef, recipe: Recipe) -> SftSection | HeadedSect
         return section
     if reference.head is None:
         return SftSection()
-    task = read_head(reference.head).shape.task
+    described = read_head(reference.head)
+    task = described.shape.task
+    if task == "tag":
+        return TagSection(labels=list(described.labels), outside=described.outside, pieces=described.reads)
     return RegressSection() if task == "regress" else ClassifySection(multi_label=task == "multi_label")
 
 

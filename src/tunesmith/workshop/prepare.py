@@ -10,6 +10,7 @@ from tunesmith.data.renderers import make_renderer
 from tunesmith.data.rendering import Renderer
 from tunesmith.models.facts import read_facts
 from tunesmith.models.locate import ModelFolder, check_weights, locate
+from tunesmith.planning.base import settled_objective
 from tunesmith.planning.defaults import derive_context
 from tunesmith.recipe.root import Recipe
 
@@ -29,7 +30,8 @@ def base_of(recipe: Recipe) -> ModelFolder:
 
 def renderer_of(recipe: Recipe, base: ModelFolder) -> tuple[Renderer, list[str]]:
     """The one rendering path of training, evaluation and use, with the sentences it wants said."""
-    return make_renderer(base.path, recipe.model, recipe.objective, recipe.folder)
+    objective = settled_objective(recipe, read_facts(base.path))
+    return make_renderer(base.path, recipe.model, objective, recipe.folder)
 
 
 def open_data(

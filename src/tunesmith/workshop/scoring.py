@@ -23,6 +23,7 @@ from tunesmith.recipe.evaluation import (
     LossTaskSection,
     RegressionTaskSection,
     SplitName,
+    TaggingTaskSection,
     TaskField,
 )
 from tunesmith.records import Chat, Message, Row, Text
@@ -281,7 +282,7 @@ class Scoring:
 
 
 def _of_language(task: TaskField, number: int) -> Task:
-    if isinstance(task, ClassificationTaskSection | RegressionTaskSection):
+    if isinstance(task, ClassificationTaskSection | RegressionTaskSection | TaggingTaskSection):
         raise RecipeError(
             f"the task `{task.type}` asks a head, and this objective puts none on the model",
             where=f"evaluation.tasks.{number}.type",
