@@ -17,9 +17,14 @@ from typing import Any
 
 import tunesmith
 from tunesmith.files import write_json
+from tunesmith.planning.strategies import Strategy
 
 MAIN = ("full", "partial", "lora", "gralora", "aflora", "bottleneck", "head", "scratch")
-ON_ENCODERS = ("full", "partial", "lora", "gralora", "bottleneck", "head", "scratch")
+ON_ENCODERS = ("full", "partial", "lora", "gralora", "aflora", "bottleneck", "head", "scratch")
+SEQUENTIAL = Strategy(
+    "bottleneck", "adapters after each sub-layer", {"adapter": {"type": "bottleneck", "placement": "sequential"}}
+)
+"""For encoders, whose feed-forward is no module of its own that something could run beside."""
 WORDS = {"0": "negative", "1": "positive"}
 INTENTS = 20
 
@@ -81,8 +86,9 @@ def main() -> None:
     parser.add_argument("--epochs", type=float, help="in place of 3")
     given = parser.parse_args()
     out = given.out / given.task
+    names: tuple[str, ...]
     if given.task.startswith("banking"):
-        recipe, names = banking(given.data, out, INTENTS if given.task == "banking20" else None), MAIN
+        recipe = banking(given.data, out, INTENTS if given.task == "banking20" else None)
         names = () if given.task == "banking20" else MAIN
     else:
         recipe, names = sentiment(given.data, out), MAIN
@@ -97,9 +103,9 @@ def main() -> None:
     if given.strategies:
         names = tuple(given.strategies.split(","))
     write_json(out / "recipe.json", recipe)
-    result = tunesmith.compare_strategies(
-        out / "recipe.json", folder=out, asked=tunesmith.Asked(strategies=names, jobs=given.jobs)
-    )
+    own = {"bottleneck": SEQUENTIAL} if given.task == "encoder" else {}
+    asked = tunesmith.Asked(strategies=names, own=own, jobs=given.jobs)
+    result = tunesmith.compare_strategies(out / "recipe.json", folder=out, asked=asked)
     print((out / "strategies.md").read_text(encoding="utf-8"))
     print(f"page: {result.files[0]}")
 

@@ -33,12 +33,13 @@ class DoraWeights(LoraWeights):
         self.squares_O: Tensor
         self.register_buffer("squares_O", weight_OI.square().sum(1), persistent=False)
         self.magnitude = nn.Parameter(self.row_lengths(weight_OI))
+        self._holds = False
+        self._held: Tensor | None = None
 
     def forward(self, x: Tensor, y: Tensor, base_y: Tensor, site: Any) -> Tensor:
         """Return ``y`` plus what turns the base's output into that of W'."""
         dtype = y.dtype
-        weight = site.weight.detach()
-        gain_O = self.magnitude / self.row_lengths(weight.t() if isinstance(site, Conv1D) else weight)
+        gain_O = self.magnitude / self._lengths_at(site)
         bias = site.bias
         if self.dropout and self.training:
             x = functional.dropout(x, self.dropout)
@@ -48,6 +49,19 @@ class DoraWeights(LoraWeights):
         h_TR = functional.linear(x.to(dtype), self.A.to(dtype))
         update = functional.linear(h_TR, (self.B * self.scale * gain_O[:, None]).to(dtype))
         return (y + (gain_O - 1).to(dtype) * straight + update).to(dtype)
+
+    def hold(self, on: bool) -> None:
+        """Keep the rows' lengths from the next pass on, or take them in each pass again."""
+        self._holds, self._held = on, None
+
+    def _lengths_at(self, site: Any) -> Tensor:
+        if self._held is not None:
+            return self._held
+        weight = site.weight.detach()
+        lengths_O = self.row_lengths(weight.t() if isinstance(site, Conv1D) else weight)
+        if self._holds:
+            self._held = lengths_O
+        return lengths_O
 
     @torch.no_grad()
     def row_lengths(self, weight_OI: Tensor) -> Tensor:

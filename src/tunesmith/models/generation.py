@@ -7,11 +7,11 @@ tokens go between padding and prompt, or into the cache before both.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache
 
 from tunesmith.models.causal_lm import CausalLM
@@ -95,7 +95,7 @@ class Generator:
         room = self._room(prompt, how)
         if room < 1:
             return
-        with self.model.plain_attention() as hf, torch.inference_mode():
+        with self.model.plain_attention() as hf, weights_held(hf), torch.inference_mode():
             state = _Decoding(hf, [prompt], self.pad_id)
             draws = [_stream_for(how.seed, 0)]
             for left in range(room - 1, -1, -1):
@@ -125,7 +125,7 @@ class Generator:
         draws = [_stream_for(how.seed, number) for number in numbers]
         rooms = [self._room(prompt, how) for prompt in prompts]
         alive = list(range(len(prompts)))
-        with self.model.plain_attention() as hf, torch.inference_mode():
+        with self.model.plain_attention() as hf, weights_held(hf), torch.inference_mode():
             state = _Decoding(hf, prompts, self.pad_id)
             while True:
                 chosen, logprob = _choose(state.logits_BV, how, [draws[index] for index in alive])
@@ -151,6 +151,21 @@ class Generator:
             Completion(text=self.decode(tokens), ids=tuple(tokens), logprobs=tuple(scores), ended=done)
             for tokens, scores, done in zip(ids, logprobs, ended, strict=True)
         ]
+
+
+@contextmanager
+def weights_held(hf: nn.Module) -> Iterator[None]:
+    """Within the context nothing that trains changes: modules with a ``hold`` keep what they would make of it in each pass."""
+    holding: list[Callable[[bool], None]] = [
+        cast(Callable[[bool], None], module.hold) for module in hf.modules() if hasattr(module, "hold")
+    ]
+    for hold in holding:
+        hold(True)
+    try:
+        yield
+    finally:
+        for hold in holding:
+            hold(False)
 
 
 class _Decoding:

@@ -13,6 +13,7 @@ from tunesmith.adapters.dora import DoraWeights
 from tunesmith.adapters.lora import LoraAdapter, orthogonal, principal
 from tunesmith.adapters.peft_files import attach_read, read_adapter, write_adapter
 from tunesmith.errors import RecipeError
+from tunesmith.models.generation import weights_held
 from tunesmith.recipe.low_rank import LoraSection
 
 pytestmark = [pytest.mark.filterwarnings(text) for text in WARNINGS]
@@ -52,6 +53,30 @@ def test_the_start_is_the_base_and_off_is_the_base_bit_for_bit(make, ids, stir, 
     assert relative(logits(model, ids), base) > 1e-2
     with adapter.active(()):
         assert torch.equal(logits(model, ids), base)
+
+
+def test_dora_takes_the_rows_lengths_once_an_answer(make, ids, stir, monkeypatch):
+    """Once a layer however many passes while weights are held, with the same logits; in each pass otherwise."""
+    model = make("llama")
+    adapter = attach(model, dora=True)
+    stir(adapter)
+    parts = [module for module in model.modules() if isinstance(module, DoraWeights)]
+    taken = []
+    known = DoraWeights.row_lengths
+    monkeypatch.setattr(DoraWeights, "row_lengths", lambda self, weight: taken.append(self) or known(self, weight))
+    expected = logits(model, ids)
+    assert len(taken) == len(parts)
+    with weights_held(model), torch.inference_mode():
+        assert torch.equal(logits(model, ids), expected)
+        assert torch.equal(logits(model, ids), expected)
+    assert len(taken) == 2 * len(parts)
+    stir(adapter)
+    model(input_ids=ids).logits.square().mean().backward()
+    assert len(taken) == 3 * len(parts)
+    with weights_held(model):
+        changed = logits(model, ids)
+    assert torch.equal(logits(model, ids), changed)
+    assert not torch.equal(changed, expected)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
