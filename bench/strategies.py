@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import tunesmith
+from tunesmith.cli.progress import LineProgress
 from tunesmith.files import write_json
 from tunesmith.planning.strategies import Strategy
 
@@ -105,7 +106,7 @@ def main() -> None:
     write_json(out / "recipe.json", recipe)
     own = {"bottleneck": SEQUENTIAL} if given.task == "encoder" else {}
     asked = tunesmith.Asked(strategies=names, own=own, jobs=given.jobs)
-    result = tunesmith.compare_strategies(out / "recipe.json", folder=out, asked=asked)
+    result = tunesmith.compare_strategies(out / "recipe.json", folder=out, asked=asked, progress=LineProgress())
     print((out / "strategies.md").read_text(encoding="utf-8"))
     print(f"page: {result.files[0]}")
 
