@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tests.tiny import FAMILIES, batch, family
+from tests.tiny_encoders import ENCODERS, encoder
 from tunesmith.models.causal_lm import CausalLM
 from tunesmith.models.dropout import KINDS, dropout_keys, dropout_rates
 from tunesmith.models.facts import read_facts
@@ -77,3 +78,20 @@ def test_attention_dropout_keeps_documents_apart(folders: dict[str, Path]) -> No
     assert bool(gradient[0, 9:13].any())
     assert not bool(gradient[0, :9].any())
     assert not bool(gradient[0, 13:].any())
+
+
+ENCODER_CASES = [(name, kind) for name in ENCODERS for kind in dropout_keys(name)]
+
+
+@pytest.mark.parametrize(("name", "kind"), ENCODER_CASES, ids=["-".join(case) for case in ENCODER_CASES])
+def test_encoders_drop_what_they_are_said_to(tmp_path: Path, name: str, kind: str) -> None:
+    none = dict.fromkeys(dropout_keys(name), 0.0)
+    encoder(name).save_pretrained(tmp_path)
+    quiet = load_model(tmp_path, headless=True, dropout=none)
+    quiet.train()
+    loud = load_model(tmp_path, headless=True, dropout={**none, kind: 0.4})
+    expected = hidden(quiet, 0)
+    assert torch.equal(hidden(quiet, 1), expected)
+    assert torch.equal(hidden(loud, 0), expected)  # in evaluation mode
+    loud.train()
+    assert not torch.allclose(hidden(loud, 0), expected)
