@@ -230,6 +230,27 @@ def test_nothing_would_train(tmp_path: Path) -> None:
     assert "objective: {type: classify}" in caught.value.hint
 
 
+@pytest.mark.parametrize(
+    "objective",
+    [
+        {"class_weights": "balanced", "label_smoothing": 0.1},
+        {"rdrop_alpha": 0.5, "class_weights": {"house": 2.0}},
+        {"multi_label": True, "focal_gamma": 2.0},
+    ],
+    ids=str,
+)
+def test_a_run_with_another_loss_resumes_bit_by_bit(tmp_path: Path, objective: dict[str, Any]) -> None:
+    cut, expected = cut_and_whole(plan_recipe(recipe_for(tmp_path, "llama", "lora", **objective)), tmp_path)
+    for key, tensor in tensors(expected).items():
+        assert torch.equal(tensor, tensors(cut)[key]), key
+    assert losses(cut)[-1][1] < losses(cut)[0][1]
+    lines = [line for line in cut.metrics() if "loss" in line]
+    assert all(("nll" in line) and ("divergence" in line) == ("rdrop_alpha" in objective) for line in lines)
+    notes = [line["message"] for line in cut.events() if line["kind"] == "note"]
+    said = [note for note in notes if note.startswith("labels weigh in the loss: house ")]
+    assert len(set(said)) == ("class_weights" in objective)
+
+
 def test_an_encoder_has_no_next_token(tmp_path: Path) -> None:
     recipe = recipe_for(tmp_path, "bert", "lora")
     values = recipe.model_dump(mode="json")

@@ -7,6 +7,7 @@ from typing import Any
 
 from tunesmith.models.head_shape import HeadShape
 from tunesmith.objectives.headed import Headed
+from tunesmith.objectives.label_losses import LabelLoss
 from tunesmith.objectives.next_token import NextToken
 from tunesmith.recipe.heads import ClassifySection, HeadedSection, RegressSection, TagSection
 from tunesmith.recipe.objectives import ClmSection, MlmSection, NextTokenSection, SftSection
@@ -31,17 +32,18 @@ OBJECTIVES: dict[type[Section], Callable[[Any], Any]] = {
 """Section type -> objective; of a headed section the class that takes the head's shape."""
 
 
-def build(section: Section, shape: HeadShape | None = None, seed: int = 0) -> Objective:
+def build(section: Section, shape: HeadShape | None = None, seed: int = 0, loss: LabelLoss | None = None) -> Objective:
     """Build the objective that a recipe's section names.
 
     Args:
         section: of the recipe.
         shape: of the head, for sections that have one.
         seed: of the head's random start.
+        loss: what changes the loss of a head that answers with labels.
     """
     built: Any = OBJECTIVES[type(section)](section)
     if not isinstance(section, HeadedSection):
         return built  # type: ignore[no-any-return]
     if shape is None:
         raise AssertionError("a headed objective needs the shape of its head")
-    return built(shape, seed, section.rate_factor)  # type: ignore[no-any-return]
+    return built(shape, seed, section.rate_factor, loss)  # type: ignore[no-any-return]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tunesmith.errors import RecipeError
 from tunesmith.models.facts import ModelFacts
 from tunesmith.planning.settings import Settings
+from tunesmith.recipe.adapters import HeadOnlySection
 from tunesmith.recipe.root import Recipe
 
 
@@ -28,7 +29,9 @@ def base_dropout(recipe: Recipe, facts: ModelFacts) -> dict[str, float]:
 
 def has_dropout(recipe: Recipe, facts: ModelFacts) -> bool:
     """Whether anything drops out in training: the base, or what is added to it."""
-    own = getattr(recipe.adapter, "dropout", 0.0)
+    own = max(getattr(section, "dropout", 0.0) for section in (recipe.adapter, recipe.objective))
+    if isinstance(recipe.adapter, HeadOnlySection):  # a base that is frozen whole stays in evaluation mode
+        return own > 0
     return own > 0 or any(rate > 0 for rate in base_dropout(recipe, facts).values())
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tunesmith.errors import RecipeError
 from tunesmith.models.facts import ModelFacts
 from tunesmith.planning.dropout import has_dropout
+from tunesmith.recipe.adapters import HeadOnlySection
 from tunesmith.recipe.root import Recipe
 
 
@@ -18,6 +19,8 @@ def require_dropout(recipe: Recipe, facts: ModelFacts) -> None:
         return
     kinds = [f"model.dropout.{kind}" for kind in facts.dropout]
     own = ["adapter.dropout"] if hasattr(recipe.adapter, "dropout") else []
+    own += ["objective.dropout"] if hasattr(recipe.objective, "dropout") else []
+    kinds = [] if isinstance(recipe.adapter, HeadOnlySection) else kinds
     raise RecipeError(
         "R-Drop compares two passes under dropout, and nothing drops out here",
         where=recipe.where("objective.rdrop_alpha"),
@@ -44,6 +47,8 @@ def loss_notes(recipe: Recipe) -> list[str]:
         for key in ("label_smoothing", "focal_gamma", "rdrop_alpha")
         if (value := getattr(recipe.objective, key, 0.0))
     ]
+    if (weights := getattr(recipe.objective, "class_weights", None)) is not None:
+        given.append(f"class_weights {weights if isinstance(weights, str) else 'by label'}")
     if not given:
         return []
     return [

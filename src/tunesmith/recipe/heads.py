@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from tunesmith.recipe.section import Section
 
 PoolingName = Literal["auto", "last", "first", "mean"]
 HeadKind = Literal["auto", "linear", "mlp"]
+LARGEST_WEIGHT = 1e6
+"""Of a class."""
 
 
 class HeadedSection(Section):
@@ -28,6 +30,38 @@ class HeadedSection(Section):
     """The head's learning rate over that of the rest."""
 
 
+class LabelledSection(HeadedSection):
+    """What every head has that answers with labels."""
+
+    class_weights: Literal["balanced"] | dict[str, float] | None = None
+    """What each label counts in the loss: a number a label, 1 where none is given, or ``balanced``, which lets rare labels weigh as
+    much in all as common ones. Under ``multi_label`` it is what having the label counts against not having it."""
+    label_smoothing: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Share of the target that is spread evenly over the labels, against over-confidence; 0.1 is usual, 0 is none."""
+    focal_gamma: float = Field(default=0.0, ge=0.0, le=10.0)
+    """Weigh each answer by ``(1 - p)`` to this power, so that what is known counts less; 2 is usual, 0 is none."""
+    rdrop_alpha: float = Field(default=0.0, ge=0.0)
+    """R-Drop: run every pass twice and hold the two draws of dropout together by this weight; 0.1 to 2.5 are usual, 0 is none.
+    Needs dropout, doubles time and activations."""
+
+    @field_validator("class_weights")
+    @classmethod
+    def _are_weights(cls, given: Any) -> Any:
+        for label, weight in given.items() if isinstance(given, dict) else ():
+            if not 0.0 < weight <= LARGEST_WEIGHT:
+                raise ValueError(f"the weight of {label!r} is {weight:g}: above 0, at most {LARGEST_WEIGHT:,.0f}")
+        return given
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Self:
+        if self.label_smoothing and self.focal_gamma:
+            raise ValueError(
+                "`label_smoothing` and `focal_gamma` pull against each other (one holds sure answers back, the other lets them "
+                "go): give one of them"
+            )
+        return self
+
+
 class PooledSection(HeadedSection):
     """What a head has that reads one vector of each row."""
 
@@ -36,7 +70,7 @@ class PooledSection(HeadedSection):
     ``auto``: the last for decoders, the first for encoders."""
 
 
-class ClassifySection(PooledSection):
+class ClassifySection(LabelledSection, PooledSection):
     """Sort each text into one of some labels, or say which of them it has."""
 
     type: Literal["classify"] = "classify"
@@ -59,7 +93,7 @@ class RegressSection(PooledSection):
     type: Literal["regress"] = "regress"
 
 
-class TagSection(HeadedSection):
+class TagSection(LabelledSection):
     """Give each word of a text a label, such as the names and numbers that stand in it."""
 
     type: Literal["tag"] = "tag"

@@ -17,12 +17,14 @@ from tunesmith.models.causal_lm import CausalLM
 from tunesmith.models.head_shape import HeadFile, read_labels, shape_of
 from tunesmith.objectives import build as build_objective
 from tunesmith.objectives.headed import Headed, row_losses
+from tunesmith.objectives.label_losses import loss_of
 from tunesmith.planning.base import open_base, settled_objective
-from tunesmith.recipe.heads import HeadedSection, TagSection
+from tunesmith.recipe.heads import HeadedSection, LabelledSection, TagSection
 from tunesmith.recipe.root import Recipe
 from tunesmith.tags import marks_spans
 from tunesmith.types import Batch, Objective
 
+_LABELS_SHOWN = 12
 Ids = np.ndarray[Any, Any]
 Logits = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -54,7 +56,25 @@ def make_objective(recipe: Recipe, data: Prepared) -> Objective:
     """The recipe's objective, its head at its random start where it has one."""
     if not is_headed(recipe):
         return build_objective(recipe.objective)
-    return build_objective(recipe.objective, describe_head(recipe, data).shape, recipe.seed)
+    described, section = describe_head(recipe, data), recipe.objective
+    if not isinstance(section, LabelledSection):
+        return build_objective(section, described.shape, recipe.seed)
+    several = described.shape.task == "multi_label"
+    counts = {"": data.ledger.trained, **data.label_counts}
+    loss = loss_of(section, described.labels, counts, several=several)
+    return build_objective(section, described.shape, recipe.seed, loss)
+
+
+def weight_notes(objective: Objective, labels: Sequence[str]) -> list[str]:
+    """The sentence about what labels count in the loss, where not all count alike."""
+    weights = objective.loss.class_weights if isinstance(objective, Headed) else None
+    if weights is None:
+        return []
+    shown = ", ".join(
+        f"{label} {weight:.3g}" for label, weight in list(zip(labels, weights, strict=True))[:_LABELS_SHOWN]
+    )
+    more = f" and {len(weights) - _LABELS_SHOWN:,} more" if len(weights) > _LABELS_SHOWN else ""
+    return [f"labels weigh in the loss: {shown}{more} (objective.class_weights)"]
 
 
 @dataclass(frozen=True)

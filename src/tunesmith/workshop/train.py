@@ -33,7 +33,7 @@ from tunesmith.workshop.environment import MemoryMeter, environment, environment
 from tunesmith.workshop.features import keeps_features
 from tunesmith.workshop.fitting import Fit, check_finite
 from tunesmith.workshop.forking import Child, find_fork, new_fork
-from tunesmith.workshop.headed import make_objective
+from tunesmith.workshop.headed import describe_head, is_headed, make_objective, weight_notes
 from tunesmith.workshop.headed_scoring import HeadedScoring, make_scoring
 from tunesmith.workshop.inputs import inputs_of, run_identity
 from tunesmith.workshop.machinery import Machinery, assemble_for, attach, load_base
@@ -154,6 +154,8 @@ class _Job(Start):
         self.meter = MemoryMeter(torch.device(self.settings.device))
         self.model = load_base(self.base.path, self.recipe, self.settings)
         self.objective = make_objective(self.recipe, self.data)
+        if is_headed(self.recipe):
+            self.notes += weight_notes(self.objective, describe_head(self.recipe, self.data).labels)
         self.objective.parts.to(self.settings.device)
         if self.fork is not None and not self.run.environment_path.exists():
             self.fork.require_fit(self.model, self.plan.resolved, self.objective)

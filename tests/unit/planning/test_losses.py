@@ -55,6 +55,31 @@ def test_rdrop_without_dropout_is_refused_with_where_to_set_it(
     assert hint in caught.value.hint
 
 
+@pytest.mark.parametrize("key", ["class_weights", "label_smoothing", "focal_gamma", "rdrop_alpha"])
+def test_losses_of_heads_are_told_as_well(key: str) -> None:
+    value: Any = "balanced" if key == "class_weights" else 0.5
+    (said,) = loss_notes(_recipe(type="tag", **{key: value}))
+    assert key in said
+    assert passes_of_a_step(_recipe(type="classify", **{key: value})) == 1 + (key == "rdrop_alpha")
+
+
+def test_under_a_head_alone_only_the_heads_own_dropout_counts(tiny: Any) -> None:
+    facts = replace(tiny, dropout={"hidden": 0.1})
+    values: dict[str, Any] = {
+        **_VALUES,
+        "adapter": {"type": "head"},
+        "objective": {"type": "classify", "rdrop_alpha": 1},
+    }
+    with pytest.raises(RecipeError) as caught:
+        require_dropout(parse(values), facts)
+    assert caught.value.hint == "set objective.dropout to 0.1, or remove rdrop_alpha"
+    values["objective"]["dropout"] = 0.1
+    require_dropout(parse(values), facts)
+    values["adapter"] = {"type": "full"}
+    del values["objective"]["dropout"]
+    require_dropout(parse(values), facts)
+
+
 def test_rdrop_with_dropout_of_either_kind_and_the_plain_loss_without_go_on(tiny: Any) -> None:
     require_dropout(_recipe(type="sft"), tiny)
     require_dropout(_recipe(type="sft", rdrop_alpha=1.0), replace(tiny, dropout={"attention": 0.1}))
