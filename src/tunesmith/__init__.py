@@ -3,7 +3,7 @@
     load(path) -> Recipe    make_plan(recipe) -> Plan    train(plan, folder) -> Run
     evaluate(model, suite) -> Scorecard    compare(before, after) -> Comparison
     report(run) -> Report    export(run, out)    compare_strategies(path) -> StrategyComparison
-    open_switchboard(base) -> Switchboard
+    open_switchboard(base) -> Switchboard    blend(adapters, out)
 
 Names load their module when they are first used: ``import tunesmith`` is free, and a plan never imports torch.
 """
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tunesmith.planning.plan import Plan, make_plan
     from tunesmith.recipe.codec import load
     from tunesmith.recipe.root import Recipe
+    from tunesmith.workshop.blend import blend
     from tunesmith.workshop.compare_strategies import StrategyComparison, compare_strategies
     from tunesmith.workshop.evaluate import evaluate
     from tunesmith.workshop.export import export
@@ -40,6 +41,7 @@ _FACE = {
     "Scorecard": "tunesmith.evaluation.scorecard:Scorecard",
     "StrategyComparison": "tunesmith.workshop.compare_strategies:StrategyComparison",
     "Switchboard": "tunesmith.workshop.switchboard:Switchboard",
+    "blend": "tunesmith.workshop.blend:blend",
     "compare": "tunesmith.evaluation.comparison:compare",
     "compare_strategies": "tunesmith.workshop.compare_strategies:compare_strategies",
     "evaluate": "tunesmith.workshop.evaluate:evaluate",
@@ -62,6 +64,7 @@ __all__ = [
     "StrategyComparison",
     "Switchboard",
     "__version__",
+    "blend",
     "compare",
     "compare_strategies",
     "evaluate",

@@ -17,6 +17,22 @@ from tunesmith.cli.table import VERBS
 
 SAMPLING = ["--max-new-tokens", "--seed", "--system", "--temperature", "--top-p"]
 SURFACE: dict[str, tuple[list[str], list[str]]] = {
+    "blend": (
+        ["ADAPTER..."],
+        [
+            "--base",
+            "--density",
+            "--dtype",
+            "--json",
+            "--merge",
+            "--method",
+            "--no-normalise",
+            "--out",
+            "--rank",
+            "--seed",
+            "--weights",
+        ],
+    ),
     "chat": (["MODEL"], ["--against", *SAMPLING]),
     "compare-strategies": (
         ["RECIPE", "[SECTION.KEY=VALUE]..."],
@@ -54,7 +70,7 @@ SURFACE: dict[str, tuple[list[str], list[str]]] = {
 
 FACE = [
     "Asked", "Comparison", "Plan", "Recipe", "Report", "Run", "Scorecard", "StrategyComparison", "Switchboard", "__version__",
-    "compare", "compare_strategies", "evaluate", "export", "load", "make_plan", "open_switchboard", "report", "train",
+    "blend", "compare", "compare_strategies", "evaluate", "export", "load", "make_plan", "open_switchboard", "report", "train",
 ]  # fmt: skip
 
 

@@ -213,6 +213,15 @@ class AddedAdapter(ABC):
         """The embeddings and heads that have rows of its own."""
         return self._tokens.all_layers()
 
+    def beside_changes(self) -> tuple[dict[str, Tensor], dict[str, tuple[tuple[int, ...], Tensor]]]:
+        """What it changes of the base beside its parts, fp32: whole parameters by name, and matrix -> token ids and rows."""
+        _ = self.model
+        whole = {
+            key: (self._resting.get(key, part.data).float() - self._originals[key].to(part.device).float()).detach()
+            for key, part in self._beside.items()
+        }
+        return whole, self._tokens.changes()
+
     def part_at(self, site: nn.Module) -> Part:
         """The adapter's own part at a site."""
         return cast(Part, sites.parts(site)[self.name])

@@ -68,6 +68,13 @@ class TrainedTokens:
         """The values of the rows."""
         return [part.rows for part in self.rows.values()]
 
+    def changes(self) -> dict[str, tuple[tuple[int, ...], Tensor]]:
+        """Matrix -> token ids, and what their rows are beyond the base's, fp32."""
+        return {
+            module: (self.ids[module], (part.rows - part.originals_NH.float()).detach())
+            for module, part in self.rows.items()
+        }
+
     def write(self) -> None:
         """Put the trained values into the matrices."""
         for weight, part in self._pairs():

@@ -51,6 +51,15 @@ def model_argument(function: Function) -> Function:
     return click.argument("model", metavar="MODEL", callback=_model)(function)
 
 
+def _adapters(context: click.Context, parameter: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(str(find_run(Path(item))) for item in value)
+
+
+def adapters_argument(function: Function) -> Function:
+    """``ADAPTER...``, as ``adapters``; the name of a run means its folder."""
+    return click.argument("adapters", metavar="ADAPTER...", nargs=-1, required=True, callback=_adapters)(function)
+
+
 def against_option(help: str) -> Callable[[Function], Function]:
     """``--against MODEL``, as ``against``."""
     return click.option("--against", metavar="MODEL", default=None, callback=_model, help=help)

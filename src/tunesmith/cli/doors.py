@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tunesmith.workshop.ask import open_answerer
+    from tunesmith.workshop.blend import blend
     from tunesmith.workshop.compare_strategies import conclude
     from tunesmith.workshop.demo import demo
     from tunesmith.workshop.evaluate import measure
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Asked",
     "Contest",
+    "blend",
     "check_start",
     "conclude",
     "demo",
@@ -42,6 +44,7 @@ __all__ = [
 ]
 
 USE_CASES: dict[str, str] = {
+    "blend": "tunesmith.workshop.blend:blend",
     "Asked": "tunesmith.workshop.strategies:Asked",
     "Contest": "tunesmith.workshop.strategies:Contest",
     "check_start": "tunesmith.workshop.start:check_start",

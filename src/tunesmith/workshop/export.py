@@ -6,23 +6,17 @@ What was written is loaded again and held against the trained model; a gate that
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from tunesmith.adapters import build
 from tunesmith.adapters.added import AddedAdapter
 from tunesmith.adapters.peft_files import write_adapter
-from tunesmith.data.loader import make_batch
 from tunesmith.data.prepared import Prepared
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.engine.checkpoint import Checkpoint, CheckpointFolder
 from tunesmith.errors import RunError
-from tunesmith.evaluation.probes import general_texts
 from tunesmith.files import copy_file, new_folder, sweep
 from tunesmith.models.causal_lm import CausalLM
 from tunesmith.models.facts import read_facts
@@ -35,18 +29,16 @@ from tunesmith.registry.result import result_step
 from tunesmith.registry.runs import RunFolder
 from tunesmith.types import Adapter, CannotMerge
 from tunesmith.workshop.exportable import check_export
-from tunesmith.workshop.gates import GateResult, gate_a, gate_b, require
+from tunesmith.workshop.gates import GateResult, gate_a, require
 from tunesmith.workshop.headed import is_headed
 from tunesmith.workshop.headed_export import HeadedExport
 from tunesmith.workshop.machinery import attach_saved
 from tunesmith.workshop.model_files import stored_dtype, write_model
+from tunesmith.workshop.parity import NUM_TEXTS, Document, general_documents, logits_of, name_of, on_file, within
 from tunesmith.workshop.prepare import base_of, cached_data, renderer_of
 from tunesmith.workshop.resuming import as_started
 
-_TEXTS = 24
-_MOST_LOGITS = 1 << 26
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-Document = tuple[np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -82,7 +74,7 @@ def export(run_folder: Path, out: Path, *, merge: bool = False, dtype: str | Non
         else:
             written, gates, notes = job.adapter(folder)
         require(gates)
-    return ExportResult(asked.out, gates, swept + notes, _name(written))
+    return ExportResult(asked.out, gates, swept + notes, name_of(written))
 
 
 def _export_of(run: RunFolder, *, whole: bool) -> _Export | HeadedExport:
@@ -117,21 +109,21 @@ class _Export:
         if not isinstance(adapter, AddedAdapter):
             raise AssertionError("runs without an adapter export whole models")
         documents = self._documents()
-        trained_NV = _logits(model, documents)
+        trained_NV = logits_of(model, documents)
         notes = write_adapter(folder, adapter, self.recipe.model.name, self.base.sha256)
         if self.run.card_path.exists():
             copy_file(self.run.card_path, folder / "README.md")
         again = load_model(self.base.path, quantise=self.recipe.model.quantise)
         attach_saved(again, folder)
-        written_NV = _logits(again, documents)
+        written_NV = logits_of(again, documents)
         dtype = next(iter(adapter.state().values())).dtype
-        return dtype, [gate_a(written_NV, trained_NV), _on_file(written_NV, trained_NV, "adapter", dtype)], notes
+        return dtype, [gate_a(written_NV, trained_NV), on_file(written_NV, trained_NV, "adapter", dtype)], notes
 
     def whole_model(self, folder: Path, dtype: torch.dtype) -> tuple[list[GateResult], list[str]]:
         """Merge in fp32, write in ``dtype``, load what was written, compare with the trained one."""
         model, adapter = self._trained(unpacked=True)
         documents = self._documents()
-        trained_NV = _logits(model, documents)
+        trained_NV = logits_of(model, documents)
         try:
             adapter.merge(model.hf)
         except CannotMerge as error:
@@ -140,15 +132,15 @@ class _Export:
                 where="--merge",
                 hint="leave --merge out: the adapter is exported as it is and used on its base",
             ) from None
-        merged_NV = _logits(model, documents)
+        merged_NV = logits_of(model, documents)
         renderer, _ = renderer_of(self.recipe, self.base)
         notes = write_model(
             folder, model.hf, self.base.path, dtype, template=renderer.template.source, stop_ids=renderer.stop_ids
         )
         if self.run.card_path.exists():
             copy_file(self.run.card_path, folder / "README.md")
-        written_NV = _logits(load_model(folder), documents)
-        return [gate_a(merged_NV, trained_NV), _on_file(written_NV, trained_NV, "model", dtype)], notes
+        written_NV = logits_of(load_model(folder), documents)
+        return [gate_a(merged_NV, trained_NV), on_file(written_NV, trained_NV, "model", dtype)], notes
 
     def _trained(self, *, unpacked: bool = False) -> tuple[CausalLM, Adapter]:
         """The model as the trainer left it, in fp32, from the checkpoint that became the result.
@@ -193,39 +185,10 @@ class _Export:
         facts = read_facts(self.base.path)
         context: int = derive_context(self.recipe, facts).value
         tokenizer = Tokenizer.from_folder(self.base.path)
-        documents: list[Document] = list(self._held_out())
-        for text in islice(general_texts(), _TEXTS):
-            ids = np.asarray(tokenizer.encode_document(text.text)[:context], dtype=np.uint32)
-            documents.append((ids, np.ones(len(ids), dtype=np.bool_)))
-        budget = max(64, _MOST_LOGITS // facts.vocab_size)
-        kept: list[Document] = []
-        for ids, trained in documents[::-2] + documents[len(documents) % 2 :: 2]:
-            room = budget - sum(len(item) for item, _ in kept)
-            if room < 2:
-                break
-            kept.append((ids[:room], trained[:room]))
-        return kept
+        documents = [*self._held_out(), *general_documents(tokenizer, context)]
+        return within(documents, facts.vocab_size)
 
     def _held_out(self) -> list[Document]:
         data: Prepared | None = cached_data(self.recipe)[0]
         store = None if data is None else (data.validation or data.test or data.train)
-        return [] if store is None else [store.row(index) for index in range(min(_TEXTS, store.num_rows))]
-
-
-def _on_file(written_NV: Tensor, trained_NV: Tensor, what: str, dtype: torch.dtype) -> GateResult:
-    return gate_b(trained_NV.log_softmax(-1), written_NV.log_softmax(-1), f"{what} written in {_name(dtype)}")
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-@torch.inference_mode()
-def _logits(model: CausalLM, documents: list[Document]) -> Tensor:
-    """Logits of every position of every document ``[N, V]``, in fp32."""
-    model.eval()
-    parts: list[Any] = []
-    for number, (ids, trained) in enumerate(documents):
-        batch = make_batch([(ids, np.ones_like(trained))], [number]).to(model.device)
-        parts.append(model.logits(batch))
-    return torch.cat(parts)
+        return [] if store is None else [store.row(index) for index in range(min(NUM_TEXTS, store.num_rows))]
