@@ -42,7 +42,8 @@ class ModelFacts:
     ``num_parameters`` counts each parameter once. ``dtype`` is ``fp32``, ``bf16`` or ``fp16``, that of most bytes.
     ``embedding_rows`` is what a token id may reach at most, minus one. ``dropped_fields`` of config.json are not obeyed.
     ``dropout`` maps the kinds that the family has (``attention``, ``hidden``, ``embedding``) to the configuration's rates.
-    ``headless`` where the language head is left out of all this.
+    ``headless`` where the language head is left out of all this; ``has_pooler`` where an encoder's files hold a layer that was
+    trained on its first token.
     """
 
     architecture: str
@@ -68,6 +69,7 @@ class ModelFacts:
     dropped_fields: tuple[str, ...]
     dropout: Mapping[str, float] = field(default_factory=dict)
     headless: bool = False
+    has_pooler: bool = False
 
     @property
     def is_encoder(self) -> bool:
@@ -143,6 +145,7 @@ def read_facts(folder: Path) -> ModelFacts:
         tensors=shapes,
         dropped_fields=config_file.dropped(whole),
         dropout=dropout_rates(config, model_type),
+        has_pooler=any(name.endswith("pooler.dense.weight") for name in stored),
     )
     _check_together(folder, facts)
     return facts

@@ -147,7 +147,7 @@ def shape_of(section: HeadedSection, facts: ModelFacts, num_labels: int) -> Head
     task = task_of(section)
     kind = section.head
     if kind == "auto":
-        kind = "mlp" if _inner_by_default(facts, task) else "linear"
+        kind = "mlp" if _inner_by_default(facts, task, _pooling(section, facts)) else "linear"
     if section.width is not None and kind == "linear":
         raise RecipeError(
             "`width` is that of the inner layer, and a linear head has none",
@@ -197,13 +197,22 @@ def read_labels(names: Sequence[str] | None, counts: Mapping[str, int]) -> list[
     return list(names) if names is not None else sorted(counts)
 
 
-def _inner_by_default(facts: ModelFacts, task: Task) -> bool:
-    return facts.is_encoder and (task != "tag" or facts.model_type == "modernbert")
+def _inner_by_default(facts: ModelFacts, task: Task, pooling: str) -> bool:
+    return facts.is_encoder and (facts.model_type == "modernbert" or (task != "tag" and pooling == "first"))
 
 
 def _pooling(section: HeadedSection, facts: ModelFacts) -> Literal["last", "first", "mean", "words"]:
     if not isinstance(section, PooledSection):
         return "words"
     if section.pooling == "auto":
-        return "first" if facts.is_encoder else "last"
+        return default_pooling(facts)[0]
     return section.pooling
+
+
+def default_pooling(facts: ModelFacts) -> tuple[Literal["last", "first", "mean"], str]:
+    """What a head reads of a row where the recipe does not say, and why."""
+    if not facts.is_encoder:
+        return "last", "a decoder's last token has read the whole text"
+    if facts.has_pooler:
+        return "first", "the model's files hold a pooler, so that its first token was trained to stand for the text"
+    return "mean", "the model's files hold no pooler: its first token was never trained to stand for a text"

@@ -46,4 +46,4 @@ def build(section: Section, shape: HeadShape | None = None, seed: int = 0, loss:
         return built  # type: ignore[no-any-return]
     if shape is None:
         raise AssertionError("a headed objective needs the shape of its head")
-    return built(shape, seed, section.rate_factor, loss)  # type: ignore[no-any-return]
+    return built(shape, seed, section.rate_factor or 1.0, loss)  # type: ignore[no-any-return]

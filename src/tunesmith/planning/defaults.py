@@ -6,11 +6,12 @@ import math
 
 from tunesmith.errors import HardwareMissing, RecipeError
 from tunesmith.models.facts import ModelFacts
+from tunesmith.models.head_shape import default_pooling
 from tunesmith.planning.machine import Machine
 from tunesmith.planning.prompts import room_behind
 from tunesmith.planning.settings import Counts, Derived
 from tunesmith.recipe.adapters import HeadOnlySection
-from tunesmith.recipe.heads import HeadedSection
+from tunesmith.recipe.heads import HeadedSection, PooledSection
 from tunesmith.recipe.low_rank import AddedSection
 from tunesmith.recipe.objectives import ClmSection, MlmSection
 from tunesmith.recipe.prompts import VirtualSection, has_network, virtual_tokens_of
@@ -22,6 +23,8 @@ _LORA_RATE, _LORA_WIDTH, _LORA_POWER = 5e-4, 2000.0, 0.781
 _TABLE_RATES = 10
 _SGD_RATE = 0.01
 _HEAD_RATE = 5e-3
+_ENCODER_ADDED, _ENCODER_WHOLE = 2.5, 25.0
+"""What LoRA's rule is divided by under a head on an encoder: 4.2e-4 and 4.2e-5 at width 768 (Hu et al. 2022; Devlin et al. 2019)."""
 _NARROW = 1024
 _BF16_CAPABILITY = (8, 0)
 _SLANT_CUT = 0.1
@@ -72,6 +75,29 @@ def derive_overlong(recipe: Recipe) -> Derived[str]:
     return Derived("error", "a conversation that is cut loses its answer: refuse and name the rows")
 
 
+def derive_pooling(recipe: Recipe, facts: ModelFacts) -> Derived[str] | None:
+    """Which hidden state stands for a row; None where no head reads one."""
+    section = recipe.objective
+    if not isinstance(section, PooledSection):
+        return None
+    return Derived.given(section.pooling) if section.pooling != "auto" else Derived(*default_pooling(facts))
+
+
+def derive_head_factor(recipe: Recipe, facts: ModelFacts, rate: float) -> Derived[float] | None:
+    """The head's rate over that of the rest; None where there is no head."""
+    section = recipe.objective
+    if not isinstance(section, HeadedSection):
+        return None
+    if section.rate_factor is not None:
+        return Derived.given(section.rate_factor)
+    if not facts.is_encoder:
+        return Derived(1.0, "the rate of a decoder suits a fresh head")
+    return Derived(
+        round_to(max(1.0, _HEAD_RATE / rate)),
+        f"what gives the head {_HEAD_RATE:g}, the rate of a head alone: at the rate that an encoder bears it would learn too slowly",
+    )
+
+
 def derive_rate(recipe: Recipe, facts: ModelFacts) -> Derived[float]:
     """Peak learning rate by scope and width, rounded to two significant digits."""
     asked = recipe.training.learning_rate
@@ -88,6 +114,13 @@ def derive_rate(recipe: Recipe, facts: ModelFacts) -> Derived[float]:
         return Derived(
             round_to(_TABLE_RATES * lora),
             f"{_TABLE_RATES} times LoRA's rule by width: {rule} · {_TABLE_RATES}; virtual tokens move one by one",
+        )
+    if isinstance(recipe.objective, HeadedSection) and facts.is_encoder:
+        part = _ENCODER_ADDED if isinstance(recipe.adapter, AddedSection) else _ENCODER_WHOLE
+        return Derived(
+            round_to(lora / part),
+            f"LoRA's rule by width over {part:g}: {rule} / {part:g}, for {recipe.adapter.type} under a head on an encoder, as published "
+            "for BERT and RoBERTa at width 768",
         )
     if isinstance(recipe.adapter, AddedSection):
         return Derived(round_to(lora), f"LoRA's rule by width: {rule} (Schulman et al. 2025)")

@@ -72,6 +72,7 @@ class Settings:
     betas: tuple[float, float]
     momentum: float
     freezing: str | None = None
+    head_factor: float = 1.0
     quantise: str = "none"
 
     def to_json(self) -> dict[str, Any]:

@@ -41,6 +41,9 @@ def settle(
         "machine.deterministic": defaults.derive_deterministic(recipe, machine),
         "evaluation.tasks": _tasks(recipe),
     }
+    head_factor = defaults.derive_head_factor(recipe, facts, values["training.learning_rate"].value)
+    heads = {"objective.pooling": defaults.derive_pooling(recipe, facts), "objective.rate_factor": head_factor}
+    values |= {key: value for key, value in heads.items() if value is not None}
     settings = Settings(
         learning_rate=values["training.learning_rate"].value,
         total_steps=steps.value,
@@ -72,6 +75,7 @@ def settle(
         momentum=training.momentum,
         quantise=recipe.model.quantise,
         freezing=training.freezing.type if training.freezing is not None else None,
+        head_factor=1.0 if head_factor is None else head_factor.value,
     )
     return settings, values
 

@@ -18,16 +18,16 @@ class HeadedSection(Section):
     """What every head has."""
 
     head: HeadKind = "auto"
-    """``linear``, or ``mlp``: a layer, a non-linearity and a linear layer. ``auto``: what transformers has for the model's
-    family, linear for decoders, ``mlp`` for encoders."""
+    """``linear``, or ``mlp``: a layer, a non-linearity and a linear layer. ``auto``: ``linear``; ``mlp`` on the first token of an
+    encoder and on ModernBERT, as transformers has it."""
     width: int | None = Field(default=None, gt=0)
     """Inner width of ``mlp``; unset is the model's own width."""
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Dropout on what the head reads."""
     layer: int | None = Field(default=None, ge=0)
     """Layer whose output the head reads, counted from 1; 0 is the embedding. Unset: the last, after its final norm."""
-    rate_factor: float = Field(default=1.0, gt=0.0)
-    """The head's learning rate over that of the rest."""
+    rate_factor: float | None = Field(default=None, gt=0.0)
+    """The head's learning rate over that of the rest. Unset: 1 on a decoder; on an encoder what makes it 5e-3, at least 1."""
 
 
 class LabelledSection(HeadedSection):
@@ -67,7 +67,7 @@ class PooledSection(HeadedSection):
 
     pooling: PoolingName = "auto"
     """Which hidden state stands for the row: of the ``last`` token, of the ``first``, or the ``mean`` of all.
-    ``auto``: the last for decoders, the first for encoders."""
+    ``auto``: the last for decoders; for encoders the first where their files hold a trained pooler, else the mean."""
 
 
 class ClassifySection(LabelledSection, PooledSection):

@@ -19,6 +19,7 @@ from tunesmith.objectives import build as build_objective
 from tunesmith.objectives.headed import Headed, row_losses
 from tunesmith.objectives.label_losses import loss_of
 from tunesmith.planning.base import open_base, settled_objective
+from tunesmith.planning.settings import Settings
 from tunesmith.recipe.heads import HeadedSection, LabelledSection, TagSection
 from tunesmith.recipe.root import Recipe
 from tunesmith.tags import marks_spans
@@ -52,11 +53,12 @@ def describe_head(recipe: Recipe, data: Prepared) -> HeadFile:
     return HeadFile(shape, tuple(labels), settled.outside, "last" if settled.pieces == "last" else "first", spans)
 
 
-def make_objective(recipe: Recipe, data: Prepared) -> Objective:
-    """The recipe's objective, its head at its random start where it has one."""
+def make_objective(recipe: Recipe, data: Prepared, settings: Settings) -> Objective:
+    """The recipe's objective, its head at its random start where it has one, at the rate that the plan gives it."""
     if not is_headed(recipe):
         return build_objective(recipe.objective)
-    described, section = describe_head(recipe, data), recipe.objective
+    described = describe_head(recipe, data)
+    section = recipe.objective.model_copy(update={"rate_factor": settings.head_factor})
     if not isinstance(section, LabelledSection):
         return build_objective(section, described.shape, recipe.seed)
     several = described.shape.task == "multi_label"

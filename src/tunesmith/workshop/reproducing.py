@@ -211,7 +211,7 @@ class _Repetition:
         self._find_start()
         use_deterministic(settings.deterministic)
         self.model = load_base(self.base.path, self.recipe, settings)
-        self.objective = make_objective(self.recipe, self.data)
+        self.objective = make_objective(self.recipe, self.data, settings)
         self.objective.parts.to(settings.device)
         here = environment(self.recipe.folder, settings)
         self.differs = environment_differences(self.facts, here)

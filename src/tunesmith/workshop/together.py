@@ -87,7 +87,7 @@ def _obey(orders: dict[str, Any], recipe: Recipe, run: RunFolder, fork: str | No
             )
     use_deterministic(settings.deterministic)
     model = load_base(base.path, recipe, settings)
-    objective = make_objective(recipe, data)
+    objective = make_objective(recipe, data, settings)
     objective.parts.to(settings.device)
     adapter = attach(model, plan.resolved, settings)
     fit = Fit(

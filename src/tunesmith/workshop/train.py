@@ -153,7 +153,7 @@ class _Job(Start):
         use_deterministic(self.settings.deterministic)
         self.meter = MemoryMeter(torch.device(self.settings.device))
         self.model = load_base(self.base.path, self.recipe, self.settings)
-        self.objective = make_objective(self.recipe, self.data)
+        self.objective = make_objective(self.recipe, self.data, self.settings)
         if is_headed(self.recipe):
             self.notes += weight_notes(self.objective, describe_head(self.recipe, self.data).labels)
         self.objective.parts.to(self.settings.device)
