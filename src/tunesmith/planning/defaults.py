@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from tunesmith.errors import HardwareMissing, RecipeError
 from tunesmith.models.facts import ModelFacts
@@ -96,6 +97,15 @@ def derive_head_factor(recipe: Recipe, facts: ModelFacts, rate: float) -> Derive
         round_to(max(1.0, _HEAD_RATE / rate)),
         f"what gives the head {_HEAD_RATE:g}, the rate of a head alone: at the rate that an encoder bears it would learn too slowly",
     )
+
+
+def derive_head(recipe: Recipe, facts: ModelFacts) -> dict[str, Derived[Any]]:
+    """What a head reads and how fast it learns, by recipe key; nothing where there is no head."""
+    found = {
+        "objective.pooling": derive_pooling(recipe, facts),
+        "objective.rate_factor": derive_head_factor(recipe, facts, derive_rate(recipe, facts).value),
+    }
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def derive_rate(recipe: Recipe, facts: ModelFacts) -> Derived[float]:

@@ -40,10 +40,8 @@ def settle(
         "machine.threads": defaults.derive_threads(recipe, machine),
         "machine.deterministic": defaults.derive_deterministic(recipe, machine),
         "evaluation.tasks": _tasks(recipe),
+        **defaults.derive_head(recipe, facts),
     }
-    head_factor = defaults.derive_head_factor(recipe, facts, values["training.learning_rate"].value)
-    heads = {"objective.pooling": defaults.derive_pooling(recipe, facts), "objective.rate_factor": head_factor}
-    values |= {key: value for key, value in heads.items() if value is not None}
     settings = Settings(
         learning_rate=values["training.learning_rate"].value,
         total_steps=steps.value,
@@ -75,7 +73,7 @@ def settle(
         momentum=training.momentum,
         quantise=recipe.model.quantise,
         freezing=training.freezing.type if training.freezing is not None else None,
-        head_factor=1.0 if head_factor is None else head_factor.value,
+        head_factor=values["objective.rate_factor"].value if "objective.rate_factor" in values else 1.0,
     )
     return settings, values
 
