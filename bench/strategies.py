@@ -30,12 +30,16 @@ WORDS = {"0": "negative", "1": "positive"}
 INTENTS = 20
 
 
-def banking(data: Path, out: Path, most: int | None) -> dict[str, Any]:
-    """Recipe of the ``most`` intents that come first by name, with their rows as files."""
+def banking(data: Path, out: Path, most: int | None, rows_each: int | None) -> dict[str, Any]:
+    """Recipe of the ``most`` intents that come first by name, with their rows as files, of each the first ``rows_each``."""
     rows = {split: _read(data / "banking77" / f"{split}.csv") for split in ("train", "test")}
     intents = sorted({row["category"] for row in rows["train"]})[:most]
     for split, found in rows.items():
-        _write(out / f"{split}.csv", [(row["text"], row["category"]) for row in found if row["category"] in intents])
+        kept = []
+        for intent in intents:
+            own = [(row["text"], intent) for row in found if row["category"] == intent]
+            kept += own[:rows_each] if split == "train" else own
+        _write(out / f"{split}.csv", kept)
     return _recipe(f"banking{len(intents)}")
 
 
@@ -84,12 +88,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/strategies"))
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--strategies", help="names with commas, in place of the task's own")
-    parser.add_argument("--epochs", type=float, help="in place of 3")
+    parser.add_argument("--epochs", type=float, help="in place of 3, or of 1 on SST-2")
+    parser.add_argument("--rows-each", type=int, help="training rows of each intent, validation rows among them")
     given = parser.parse_args()
     out = given.out / given.task
     names: tuple[str, ...]
     if given.task.startswith("banking"):
-        recipe = banking(given.data, out, INTENTS if given.task == "banking20" else None)
+        recipe = banking(given.data, out, INTENTS if given.task == "banking20" else None, given.rows_each)
         names = () if given.task == "banking20" else MAIN
     else:
         recipe, names = sentiment(given.data, out), MAIN

@@ -87,7 +87,8 @@ def scatter(spots: Sequence[Spot], axes: Axes) -> str:
         *_grid(axes, plane),
     ]
     names = _beside(spots, places, whiskers)
-    for spot, (x, y), (low, high), name in zip(spots, places, whiskers, names, strict=True):
+    drawn = zip(spots, places, whiskers, names, strict=True)
+    for spot, (x, y), (low, high), name in sorted(drawn, key=lambda item: item[0].marked):
         css = ' class="marked"' if spot.marked else ""
         parts.append(
             f'<g{css}><line class="whisk" x1="{x:.1f}" x2="{x:.1f}" y1="{low:.1f}" y2="{high:.1f}"/>'

@@ -154,7 +154,12 @@ def _stored_bytes(run: Path) -> int:
 
 
 def _forgetting(contest: Contest, found: Chosen) -> dict[str, Any] | None:
-    """General perplexity and completions before and after, over seeds (geometric and plain mean); None where not measured."""
+    """General perplexity and completions before and after, over seeds (geometric and plain mean); None where not measured.
+
+    Random weights knew nothing that could be forgotten.
+    """
+    if found.entry.plan.resolved.model.init == "random":
+        return None
     probes = [(RunFolder(contest.run_path(trial)).comparison() or {}).get("probes", {}) for trial in found.trials]
     measured: dict[str, Any] = {}
     pairs = [probe["general"]["perplexity"] for probe in probes if "perplexity" in probe.get("general", {})]

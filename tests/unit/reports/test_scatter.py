@@ -66,3 +66,8 @@ def test_places_that_have_no_logarithm_are_refused(x: float) -> None:
         scatter([Spot("a", x, 0.5, 0.4, 0.6)], AXES)
     with pytest.raises(ValueError, match="needs points"):
         scatter([], AXES)
+
+
+def test_the_marked_point_is_drawn_over_the_others() -> None:
+    text = scatter([Spot("first", 5, 0.5, 0.5, 0.5, marked=True), Spot("second", 5, 0.5, 0.5, 0.5)], AXES)
+    assert text.index('class="marked"') > text.index(">second<")
