@@ -7,6 +7,7 @@ from tunesmith.planning.dropout import dropout_notes
 from tunesmith.planning.early_stopping import early_stopping_notes
 from tunesmith.planning.freezing import freezing_notes
 from tunesmith.planning.losses import loss_notes, require_dropout
+from tunesmith.planning.packed import require_frozen_base
 from tunesmith.planning.prompts import window_notes
 from tunesmith.planning.scope import Scope
 from tunesmith.planning.settings import Settings
@@ -20,6 +21,7 @@ def recipe_notes(recipe: Recipe, facts: ModelFacts, scope: Scope, settings: Sett
     Raises:
         RecipeError: one of them cannot be done with this model, scope or data.
     """
+    require_frozen_base(recipe)
     require_dropout(recipe, facts)
     return [
         *start_notes(recipe),

@@ -8,7 +8,6 @@ from tunesmith.models.facts import ModelFacts
 from tunesmith.planning import defaults
 from tunesmith.planning.freezing import schedule_of
 from tunesmith.planning.machine import Machine
-from tunesmith.planning.packed import require_frozen_base
 from tunesmith.planning.settings import Counts, Derived, Settings
 from tunesmith.recipe.heads import HeadedSection
 from tunesmith.recipe.root import Recipe
@@ -19,7 +18,6 @@ def settle(
 ) -> tuple[Settings, dict[str, Derived[Any]]]:
     """All settings but the size of a pass, and their reasons by recipe key."""
     training = recipe.training
-    require_frozen_base(recipe)
     per_epoch = defaults.derive_steps_per_epoch(recipe, counts)
     epochs = defaults.derive_epochs(recipe, per_epoch.value)
     steps = defaults.derive_steps(recipe, per_epoch.value, epochs.value)
@@ -39,8 +37,7 @@ def settle(
         "machine.device": defaults.derive_device(recipe, machine),
         "machine.threads": defaults.derive_threads(recipe, machine),
         "machine.deterministic": defaults.derive_deterministic(recipe, machine),
-        "evaluation.tasks": _tasks(recipe),
-        **defaults.derive_head(recipe, facts),
+        **_of_objective(recipe, facts),
     }
     settings = Settings(
         learning_rate=values["training.learning_rate"].value,
@@ -103,6 +100,11 @@ def resolve_recipe(recipe: Recipe, settings: Settings) -> Recipe:
         ),
     }
     return recipe.model_copy(update=updates)
+
+
+def _of_objective(recipe: Recipe, facts: ModelFacts) -> dict[str, Derived[Any]]:
+    """Values that the kind of answer decides: of a head, and what is measured."""
+    return {**defaults.derive_head(recipe, facts), "evaluation.tasks": _tasks(recipe)}
 
 
 def _tasks(recipe: Recipe) -> Derived[Any]:
