@@ -22,6 +22,7 @@ from tunesmith.objectives.next_token import NextToken
 from tunesmith.recipe.adapters import FullSection, LoraSection
 from tunesmith.recipe.bottleneck import BottleneckSection
 from tunesmith.recipe.layers import LayerRatesSection
+from tunesmith.recipe.low_rank import AfloraSection
 from tunesmith.recipe.prompts import PrefixSection, PromptSection, PTuningSection
 from tunesmith.recipe.section import Section
 from tunesmith.types import Batch
@@ -109,7 +110,7 @@ def make_trainer(
 ) -> tuple[Trainer, Recorder]:
     """A trainer on a random Llama; with ``stop_after`` its ``run`` raises ``Cut`` after that step.
 
-    ``scope`` is ``lora``, ``lora with tokens`` (rows of the embedding and of the head train too), ``bottleneck``, one of ``VIRTUAL`` or
+    ``scope`` is ``lora``, ``lora with tokens`` (rows of the embedding and of the head train too), ``aflora``, ``bottleneck``, one of ``VIRTUAL`` or
     ``full``; with ``rates`` or a ``timetable`` groups are told apart by depth.
     """
     options = replace(options, **changes)
@@ -117,6 +118,7 @@ def make_trainer(
     tokens = {"train_tokens": TOKENS} if scope == "lora with tokens" else {}
     sections = VIRTUAL | {
         "full": FullSection(),
+        "aflora": AfloraSection(dropout=dropout),
         "bottleneck": BottleneckSection(placement="hybrid", reduction=4, layer_norm="before", dropout=dropout),
     }
     section = sections.get(scope) or LoraSection(rank=4, alpha=8.0, dropout=dropout, **tokens)

@@ -12,11 +12,14 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
+from tunesmith.engine.scores import lowest
 from tunesmith.engine.windows import Timetable, Window
 from tunesmith.planning.freezing import timetable
+from tunesmith.planning.scoring import boundaries
 from tunesmith.planning.settings import Settings
 from tunesmith.recipe.adapters import PartialSection
 from tunesmith.recipe.codec import parse
+from tunesmith.recipe.low_rank import AfloraSection
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "pictures"
 LAYERS = 8
@@ -121,16 +124,18 @@ def partial() -> str:
     return _page(parts, 12 + len(STACKS) * step, _level(0) + _BOX + 28, "Which parameters train, by scope")
 
 
+SETTINGS = Settings(
+    learning_rate=1.0, total_steps=STEPS, steps_per_epoch=STEPS // 10, epochs=10.0, warmup_steps=0, batch_size=1,
+    micro_batch_size=None, atom_tokens=1, precision="fp32", weights_dtype="fp32", device="cpu", threads=1,
+    deterministic=True, recompute=False, checkpoint_every=1, keep_checkpoints=2, evaluate_every=1, log_every=1,
+    context=1, overlong="error", seed=0, clip=None, weight_decay=0.0, schedule="constant", decay_share=0.2,
+    optimiser="adamw", betas=(0.9, 0.999), momentum=0.9,
+)  # fmt: skip
+
+
 def _table(freezing: dict[str, object]) -> Timetable:
     values = {"name": "drawn", "model": "m", "data": {"train": ["d"]}, "training": {"freezing": freezing}}
-    settings = Settings(
-        learning_rate=1.0, total_steps=STEPS, steps_per_epoch=STEPS // 10, epochs=10.0, warmup_steps=0, batch_size=1,
-        micro_batch_size=None, atom_tokens=1, precision="fp32", weights_dtype="fp32", device="cpu", threads=1,
-        deterministic=True, recompute=False, checkpoint_every=1, keep_checkpoints=2, evaluate_every=1, log_every=1,
-        context=1, overlong="error", seed=0, clip=None, weight_decay=0.0, schedule="constant", decay_share=0.2,
-        optimiser="adamw", betas=(0.9, 0.999), momentum=0.9,
-    )  # fmt: skip
-    found = timetable(parse(values), settings, range(LAYERS + 2), LAYERS)
+    found = timetable(parse(values), SETTINGS, range(LAYERS + 2), LAYERS)
     assert found is not None
     return found
 
@@ -153,7 +158,51 @@ def freezing() -> str:
     return _page(parts, 700, _level(0) + _BOX + 24, "Which layers train over the steps of a run, by schedule")
 
 
-PICTURES: dict[str, Callable[[], str]] = {"partial.svg": partial, "freezing.svg": freezing}
+def _adapted(left: int, trained: frozenset[str], title: str) -> list[str]:
+    """A stack whose layers carry AFLoRA: A, B, d and b of attention, then of the feed-forward."""
+    parts = [f'<text x="{left}" y="{_TOP - 24}">{title}</text>']
+    for depth in range(LAYERS + 2):
+        top = _level(depth)
+        if not 1 <= depth <= LAYERS:
+            parts.append(_rectangle(left, top, 142, _BOX, "frozen"))
+            continue
+        for place, block in enumerate(("attention", "feed-forward")):
+            x = left + 72 * place
+            parts.append(_rectangle(x, top, 26, _BOX, "frozen"))
+            parts += [
+                _rectangle(
+                    x + 29 + 16 * at, top, 13, _BOX, "trained" if f"{block} {depth} {matrix}" in trained else "frozen"
+                )
+                for at, matrix in enumerate("AB")
+            ]
+            parts += [_rectangle(x + 61 + 5 * at, top, 3, _BOX, "trained") for at in range(2)]
+    return parts
+
+
+def aflora() -> str:
+    """AFLoRA at its first step and behind some of its boundaries; which matrix goes first depends on the data, so it is an example."""
+    section = AfloraSection(window=1)
+    matrices = [f"feed-forward {depth} {matrix}" for depth in range(1, LAYERS + 1) for matrix in "AB"]
+    scores = {name: ((7 * place) % 16 + place) / 32 for place, name in enumerate(matrices)}
+    stacks = [("first step", frozenset(matrices))]
+    for step, share in boundaries(section, SETTINGS)[0::2] + boundaries(section, SETTINGS)[-1:]:
+        frozen = lowest(scores, round(share * len(matrices)))
+        stacks.append((f"from step {step + 1} of {STEPS}", frozenset(matrices) - frozenset(frozen)))
+    names = [
+        f'<text class="soft" x="68" y="{_level(depth) + 11}" text-anchor="end">{_name(depth)}</text>'
+        for depth in range(LAYERS + 2)
+    ]
+    last = len(stacks) - 1
+    chosen = [stacks[0], stacks[1], stacks[2], stacks[last]]
+    parts = names + [part for at, (title, on) in enumerate(chosen) for part in _adapted(76 + at * 160, on, title)]
+    parts.append(
+        f'<text class="soft" x="12" y="{_level(0) + _BOX + 16}">each layer: weights of attention, its A, B, d, b, then the same of the '
+        "feed-forward; blue: trained; grey: frozen</text>"
+    )
+    return _page(parts, 76 + 4 * 160, _level(0) + _BOX + 28, "What AFLoRA trains over the steps of a run")
+
+
+PICTURES: dict[str, Callable[[], str]] = {"partial.svg": partial, "freezing.svg": freezing, "aflora.svg": aflora}
 
 
 def main() -> int:

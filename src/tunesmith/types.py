@@ -117,6 +117,7 @@ class ParamGroup:
 
     ``depth`` is their place in a model of L layers: 0 what stands before the layers, 1 to L the layers, L + 1 what follows;
     None where groups are not told apart by it. ``depth_factor`` multiplies the rate because of that place.
+    ``scored`` parameters may be frozen one by one, where there is a rule that scores their gradients.
     """
 
     name: str
@@ -125,6 +126,7 @@ class ParamGroup:
     decay: bool = True
     depth: int | None = None
     depth_factor: float = 1.0
+    scored: bool = False
 
 
 @dataclass(frozen=True)

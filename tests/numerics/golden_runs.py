@@ -21,6 +21,7 @@ from tunesmith.data.masked_batches import Masking
 from tunesmith.engine.checkpoint import CheckpointFolder
 from tunesmith.engine.options import TrainerOptions
 from tunesmith.engine.trainer import Trainer
+from tunesmith.engine.windows import ScoreRule
 from tunesmith.models.causal_lm import CausalLM
 from tunesmith.models.encoder_lm import EncoderLM
 from tunesmith.models.head_shape import HeadShape, task_of
@@ -29,7 +30,7 @@ from tunesmith.objectives import build as build_objective
 from tunesmith.recipe.adapters import FullSection, HeadOnlySection, PartialSection
 from tunesmith.recipe.bottleneck import BottleneckSection
 from tunesmith.recipe.heads import HeadedSection, TagSection
-from tunesmith.recipe.low_rank import GraloraSection, LoraSection
+from tunesmith.recipe.low_rank import AfloraSection, GraloraSection, LoraSection
 from tunesmith.recipe.objectives import ClmSection, MlmSection, SftSection
 from tunesmith.recipe.prompts import PrefixSection, PromptSection, PTuningSection
 from tunesmith.recipe.section import Section
@@ -46,6 +47,7 @@ SECTIONS: dict[type[Section], Section] = {
     HeadOnlySection: HeadOnlySection(),
     LoraSection: LoraSection(rank=4, alpha=8.0, dropout=0.0),
     GraloraSection: GraloraSection(rank=4, blocks=2, hybrid_rank=2, alpha=12.0),
+    AfloraSection: AfloraSection(),
     BottleneckSection: BottleneckSection(placement="hybrid", reduction=4, layer_norm="before"),
     PromptSection: PromptSection(num_tokens=4),
     PTuningSection: PTuningSection(num_tokens=4, encoder_width=24),
@@ -54,10 +56,12 @@ SECTIONS: dict[type[Section], Section] = {
 HEADLESS = {**SECTIONS, PartialSection: PartialSection(last_layers=1, norms=True)}
 """The same for a model whose language head is left out."""
 RATES = {FullSection: 3e-3, PartialSection: 5e-3, HeadOnlySection: 5e-2, LoraSection: 1e-2, GraloraSection: 1e-2,
+         AfloraSection: 1e-2,
          BottleneckSection: 5e-3, PromptSection: 1e-1, PTuningSection: 1e-2,
          PrefixSection: 1e-1}  # fmt: skip
 ON_ENCODER = {**HEADLESS, BottleneckSection: BottleneckSection(placement="sequential", reduction=4)}
 """The same for an encoder, whose feed-forward is no module of its own that an adapter could run beside."""
+SCORES = ScoreRule(boundaries=((2, 0.5), (4, 1.0)), window=1)
 LABELS = 3
 
 
@@ -129,8 +133,9 @@ def golden_losses(objective: type[Section], adapter: type[Section]) -> list[floa
     steps = StreamOptions(batch_size=8, total_steps=STEPS, atom_tokens=64, seed=7, virtual_tokens=scope.virtual_tokens)
     stream = PackedStream(store, steps, make)  # type: ignore[arg-type]
     options = TrainerOptions(
-        total_steps=STEPS, learning_rate=RATES[adapter], warmup_steps=1, checkpoint_every=STEPS + 1
-    )
+        total_steps=STEPS, learning_rate=RATES[adapter], warmup_steps=1, checkpoint_every=STEPS + 1,
+        score_rule=SCORES if adapter is AfloraSection else None,
+    )  # fmt: skip
     recorder = Recorder()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

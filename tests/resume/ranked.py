@@ -24,7 +24,7 @@ from tunesmith.engine.randomness import use_deterministic
 from tunesmith.engine.ranks import World
 from tunesmith.engine.recovery import GuardOptions
 from tunesmith.engine.spikes import SpikeOptions
-from tunesmith.engine.windows import PrefixRule, Timetable, Window
+from tunesmith.engine.windows import PrefixRule, ScoreRule, Timetable, Window
 from tunesmith.errors import TunesmithError
 
 STEPS = 20
@@ -68,6 +68,16 @@ SCENARIOS: dict[str, Scenario] = {
     "adamw": Scenario(_long("adamw", scope="full")),
     "sgd": Scenario(_long("sgd", scope="full", optimiser="sgd")),
     **{name: Scenario(_long(name, scope="full", layers=3, timetable=table)) for name, table in TABLES.items()},
+    **{
+        f"matrices-{name}": Scenario(
+            _long(
+                name,
+                scope="aflora",
+                score_rule=ScoreRule(boundaries=((4, 0.3), (8, 0.6), (12, 1.0)), pooled=name == "released", window=2),
+            )
+        )
+        for name in ("released", "paper")
+    },
     "dropout": Scenario(_long("dropout", dropout=0.2)),
     "fp16": Scenario(_long("fp16", precision="fp16", spoil={4: math.inf})),
     "skipped": Scenario(_long("skipped", guards=GuardOptions(non_finite="skip"), spoil={4: math.nan})),

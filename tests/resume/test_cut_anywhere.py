@@ -20,7 +20,7 @@ from tunesmith.engine.randomness import use_deterministic
 from tunesmith.engine.recovery import GuardOptions
 from tunesmith.engine.spikes import SpikeOptions
 from tunesmith.engine.trainer import Trainer
-from tunesmith.engine.windows import PrefixRule, Timetable, Window
+from tunesmith.engine.windows import PrefixRule, ScoreRule, Timetable, Window
 from tunesmith.errors import GuardStopped, Interrupted
 from tunesmith.recipe.layers import LayerRatesSection
 
@@ -54,6 +54,13 @@ FREEZING = Timetable(
     {depth: Window(end=2 + 8 * share, peak=1 / share, falls_from=2) for depth, share in enumerate((0.3, 0.5, 0.8))},
     num_layers=3,
 )
+SCORED = {
+    name: {
+        "scope": "aflora",
+        "score_rule": ScoreRule(boundaries=((2, 0.3), (4, 0.6), (6, 0.8), (8, 1.0)), pooled=pooled, window=2),
+    }
+    for name, pooled in (("released", True), ("paper", False))
+}
 RULED = Timetable(rule=PrefixRule(interval=2, percentile=90, top=4), num_layers=3)
 
 CASES = [
@@ -97,6 +104,9 @@ CASES = [
     Case("freezing-lora-with-tokens", {**LAYERED, "scope": "lora with tokens", "dropout": 0.1, "timetable": FREEZING}),
     Case("freezing-by-a-rule", {**LAYERED, "scope": "full", "timetable": RULED}),
     Case("freezing-by-a-rule-rolled-back", {**LAYERED, "scope": "full", "timetable": RULED} | _spikes("rollback"), spoil={5: 50.0}),
+    *(Case(f"matrices-{name}", more) for name, more in SCORED.items()),
+    Case("matrices-between-windows", SCORED["paper"] | {"dropout": 0.1, "micro_batch_size": 3, "evaluate_every": 3}),
+    Case("matrices-rolled-back", SCORED["paper"] | _spikes("rollback", threshold=20.0), spoil={5: 50.0}),
     Case("no-stop-in-time", {"evaluate_every": 2, "dropout": 0.1}, patience=3, bumps={4: 30.0, 6: 30.0}),
 ]  # fmt: skip
 
@@ -130,6 +140,7 @@ def _shows_what_it_is_about(case: Case, whole: Any) -> None:
         "not-finite-skipped": {3: "non_finite", 4: "non_finite", 8: "non_finite"},
         "not-finite-rolled-back": {1: "left_out", 2: "left_out", 7: "left_out", 8: "left_out", 9: "left_out"},
         "fp16": {5: "overflow"},
+        "matrices-rolled-back": {4: "left_out", 5: "left_out", 6: "left_out"},
         "freezing-by-a-rule-rolled-back": {4: "left_out", 5: "left_out", 6: "left_out"},
     }
     assert refused == expected.get(case.name, {})
@@ -153,6 +164,9 @@ def _shows_what_it_is_about(case: Case, whole: Any) -> None:
         if table.windows:
             depths = {group.depth for group in whole.trainer.groups}
             assert state["pace"]["frozen"] == sorted(depth for depth in depths if table.share(depth, STEPS - 1) == 0)
+    if case.name.startswith("matrices"):
+        assert len([kind for kind, _ in whole.said if kind == "matrices_frozen"]) >= 2
+        assert len(state["pace"]["scores"]["frozen"]) == len(whole.trainer.pace.scores.all)
     if case.name == "no-stop-in-time":
         assert state["stopped"] is None
 

@@ -83,7 +83,7 @@ def test_one_step_is_that_of_one_process(folder: Path, tmp_path: Path, name: str
 @pytest.mark.parametrize(
     "name",
     [
-        "adamw", "sgd", "unfreezing", "freezing", "one-pass", "dropout", "early-stopping", "smoothed", "focal", "neftune",
+        "adamw", "sgd", "unfreezing", "freezing", "matrices-released", "matrices-paper", "one-pass", "dropout", "early-stopping", "smoothed", "focal", "neftune",
         "rdrop",
     ],
 )  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from tunesmith.adapters.aflora import AfloraAdapter
 from tunesmith.adapters.bottleneck import BottleneckAdapter
 from tunesmith.adapters.gralora import GraloraAdapter
 from tunesmith.adapters.head_only import HeadOnly
@@ -14,7 +15,7 @@ from tunesmith.adapters.prompts import PromptAdapter, PTuningAdapter
 from tunesmith.adapters.scope import FullScope, PartialScope
 from tunesmith.recipe.adapters import FullSection, HeadOnlySection, PartialSection
 from tunesmith.recipe.bottleneck import BottleneckSection
-from tunesmith.recipe.low_rank import GraloraSection, LoraSection
+from tunesmith.recipe.low_rank import AfloraSection, GraloraSection, LoraSection
 from tunesmith.recipe.prompts import PrefixSection, PromptSection, PTuningSection
 from tunesmith.recipe.section import Section
 from tunesmith.types import Adapter
@@ -25,6 +26,7 @@ ADAPTERS: dict[type[Section], Callable[[Any, int], Adapter]] = {
     HeadOnlySection: HeadOnly,
     LoraSection: LoraAdapter,
     GraloraSection: GraloraAdapter,
+    AfloraSection: AfloraAdapter,
     BottleneckSection: BottleneckAdapter,
     PromptSection: PromptAdapter,
     PTuningSection: PTuningAdapter,

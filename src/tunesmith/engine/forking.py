@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from tunesmith.engine.checkpoint import Checkpoint
-from tunesmith.engine.optim import is_sum
+from tunesmith.engine.optim import is_beside
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def first_checkpoint(parent: Checkpoint, fresh: Mapping[str, Any], carried: Carr
     optimiser = {
         name: tensor
         for name, tensor in (parent.optimiser if carried.optimiser else {}).items()
-        if carried.freezing or not is_sum(name)
+        if carried.freezing or not is_beside(name)
     }
     return Checkpoint(int(state["step"]), parent.trained, optimiser, state)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,16 +13,21 @@ from tunesmith.engine.options import TrainerOptions
 from tunesmith.engine.tensor_form import tensor_fault
 from tunesmith.types import ParamGroup
 
-_SUM = "gradient_sum"
 _LIKE_THE_PARAMETER = None
+_SCALAR = (torch.Size(()), torch.float32)
+_BESIDE: dict[str, tuple[torch.Size, torch.dtype] | None] = {
+    "gradient_sum": _LIKE_THE_PARAMETER, "score_sum": _LIKE_THE_PARAMETER, "score_count": _SCALAR,
+    "score_level": _LIKE_THE_PARAMETER, "score_spread": _LIKE_THE_PARAMETER,
+}  # fmt: skip
+"""What rules that freeze keep of a parameter's gradients; saved with the optimiser's state, and no part of it."""
 _KEYS: dict[str, dict[str, tuple[torch.Size, torch.dtype] | None]] = {
     "adamw": {
-        "step": (torch.Size(()), torch.float32), "exp_avg": _LIKE_THE_PARAMETER, "exp_avg_sq": _LIKE_THE_PARAMETER,
+        "step": _SCALAR, "exp_avg": _LIKE_THE_PARAMETER, "exp_avg_sq": _LIKE_THE_PARAMETER,
     },
     "sgd": {"momentum_buffer": _LIKE_THE_PARAMETER},
 }  # fmt: skip
 """What an optimiser keeps for a parameter: shape and type of each, where they are not the parameter's own."""
-_NEVER_NEGATIVE = ("step", "exp_avg_sq")
+_NEVER_NEGATIVE = ("step", "exp_avg_sq", "score_sum", "score_count", "score_level", "score_spread")
 
 
 class Optimiser:
@@ -49,8 +54,9 @@ class Optimiser:
             for group in self.groups
         ]
         self.torch = self._build(settings)
-        self.sums: dict[nn.Parameter, Tensor] = {}
-        """Gradients that were added up since somebody cleared them, by parameter; saved with the optimiser's own state."""
+        self.beside: dict[str, dict[nn.Parameter, Tensor]] = {key: {} for key in _BESIDE}
+        """What rules keep of the gradients, by key and parameter; saved with the optimiser's own state."""
+        self.sums = self.beside["gradient_sum"]
         self._group_of = {id(item): group for group in self.torch.param_groups for item in group["params"]}
 
     def _build(self, settings: list[dict[str, Any]]) -> torch.optim.Optimizer:
@@ -70,12 +76,13 @@ class Optimiser:
         group = self._group_of[id(parameter)]
         return float(group["depth_factor"] * group["share"])
 
-    def forget(self, group: ParamGroup) -> None:
-        """Drop gradients, moments and sums of a group, as if it had never had a step."""
-        for _, parameter in group.parameters:
+    def forget(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Drop gradients, moments and all that is kept beside them, as if the parameters had never had a step."""
+        for parameter in parameters:
             parameter.grad = None
             self.torch.state.pop(parameter, None)
-            self.sums.pop(parameter, None)
+            for kept in self.beside.values():
+                kept.pop(parameter, None)
 
     @torch.no_grad()
     def add_up(self, refused: Tensor, below: int) -> None:
@@ -121,24 +128,26 @@ class Optimiser:
             for key, value in self.torch.state.get(parameter, {}).items():
                 if isinstance(value, Tensor):
                     tensors[f"{name}/{key}"] = value.detach()
-            if parameter in self.sums:
-                tensors[f"{name}/{_SUM}"] = self.sums[parameter]
+            for key, kept in self.beside.items():
+                if parameter in kept:
+                    tensors[f"{name}/{key}"] = kept[parameter]
         return tensors
 
     def fault(self, tensors: Mapping[str, Tensor]) -> str | None:
         """Why tensors cannot be what ``state`` gave, or None.
 
-        A parameter has all of its keys, or none: it may have had no step, or be frozen. A sum of gradients it may have besides.
+        A parameter has all of its keys, or none: it may have had no step, or be frozen. What rules keep it may have besides.
         """
-        known, keys = dict(zip(self.names, self.parameters, strict=True)), _KEYS[self.options.optimiser]
+        known, own = dict(zip(self.names, self.parameters, strict=True)), _KEYS[self.options.optimiser]
+        keys = {**own, **_BESIDE}
         by_name = _by_name(tensors)
         for name, values in by_name.items():
-            strange = list(values) if name not in known else [key for key in values if key not in (*keys, _SUM)]
+            strange = list(values) if name not in known else [key for key in values if key not in keys]
             if strange:
                 return f"{shown(f'{name}/{strange[0]}')} is nothing that this run's optimiser keeps"
-            lacking = [key for key in keys if key not in values]
-            if lacking and set(values) != {_SUM}:
-                return f"{shown(name)} lacks {len(lacking)} of {len(keys)} values, `{lacking[0]}` among them"
+            lacking = [key for key in own if key not in values]
+            if lacking and not _BESIDE.keys() >= values.keys():
+                return f"{shown(name)} lacks {len(lacking)} of {len(own)} values, `{lacking[0]}` among them"
             for key, value in values.items():
                 parameter = known[name]
                 shape, dtype = keys.get(key) or (parameter.shape, parameter.dtype)
@@ -153,17 +162,18 @@ class Optimiser:
         by_name = _by_name(tensors)
         for name, parameter in zip(self.names, self.parameters, strict=True):
             self.torch.state.pop(parameter, None)
-            self.sums.pop(parameter, None)
-            kept = {key: value.to(parameter.device).clone() for key, value in by_name.get(name, {}).items()}
-            if _SUM in kept:
-                self.sums[parameter] = kept.pop(_SUM)
-            if kept:
-                self.torch.state[parameter] = kept
+            found = {key: value.to(parameter.device).clone() for key, value in by_name.get(name, {}).items()}
+            for key, kept in self.beside.items():
+                kept.pop(parameter, None)
+                if key in found:
+                    kept[parameter] = found.pop(key)
+            if found:
+                self.torch.state[parameter] = found
 
 
-def is_sum(name: str) -> bool:
-    """Whether a tensor of ``Optimiser.state`` is a sum of gradients, which is no state of the optimiser itself."""
-    return name.rpartition("/")[2] == _SUM
+def is_beside(name: str) -> bool:
+    """Whether a tensor of ``Optimiser.state`` is what a rule keeps of the gradients, which is no state of the optimiser itself."""
+    return name.rpartition("/")[2] in _BESIDE
 
 
 def _by_name(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from tunesmith.engine.clipping import ZClipOptions
 from tunesmith.engine.recovery import GuardOptions
 from tunesmith.engine.spikes import SpikeOptions
-from tunesmith.engine.windows import Timetable
+from tunesmith.engine.windows import ScoreRule, Timetable
 
 
 @dataclass(frozen=True)
@@ -38,3 +38,4 @@ class TrainerOptions:
     spikes: SpikeOptions | None = None
     guards: GuardOptions = field(default_factory=GuardOptions)
     timetable: Timetable | None = None
+    score_rule: ScoreRule | None = None

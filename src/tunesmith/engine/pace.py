@@ -2,7 +2,7 @@
 
 Frozen means: no gradient, no memory of one, no optimiser state. All groups are there from the start. Everything is a function
 of the step and of the saved state, so that a resume finds it again; the host waits for the device at the end of an interval
-of ``PrefixRule`` and nowhere else.
+of ``PrefixRule``, at a boundary of ``ScoreRule``, and nowhere else.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from tunesmith.engine.optim import Optimiser
 from tunesmith.engine.options import TrainerOptions
 from tunesmith.engine.ranks import Ranks
 from tunesmith.engine.schedules import rate_factor
+from tunesmith.engine.scores import Scores
 from tunesmith.engine.windows import PrefixRule, Timetable, lowest_kept, shown_depths
+from tunesmith.types import ParamGroup
 
 
 class Pace:
@@ -40,6 +42,8 @@ class Pace:
         self.say = say
         self.timetable = options.timetable or Timetable()
         self.frozen: frozenset[int] = frozenset()
+        rule = options.score_rule
+        self.scores = None if rule is None else Scores(optimiser, rule, ranks)
         self._depths = sorted({group.depth for group in optimiser.groups if group.depth is not None})
         self._lowest = min(self._depths, default=0)
         self._interval: int | None = None
@@ -48,6 +52,8 @@ class Pace:
     def begin(self, step: int) -> float:
         """Freeze, unfreeze and set the rates for a step (from 0). Returns the rate of what is topmost."""
         rate = self.options.learning_rate * rate_factor(step, self.options)
+        if self.scores is not None:
+            self._freeze_matrices(self.scores, step)
         if self.options.timetable is None:
             self.optimiser.set_rate(rate)
             return rate
@@ -60,7 +66,9 @@ class Pace:
         return rate * top
 
     def watch(self, refused: Tensor) -> None:
-        """Take the gradients of a step, before they are clipped, for the rule that looks at them; none of a refused step."""
+        """Take the gradients of a step, before they are clipped, for the rules that look at them; none of a refused step."""
+        if self.scores is not None:
+            self.scores.watch(refused)
         rule = self.timetable.rule
         if rule is not None:
             self.optimiser.add_up(refused, below=rule.top)
@@ -71,8 +79,8 @@ class Pace:
         return sum(
             parameter.numel()
             for group in self.optimiser.groups
-            if group.depth not in self.frozen
-            for _, parameter in group.parameters
+            for name, parameter in group.parameters
+            if self._trains(group, name)
         )
 
     @contextmanager
@@ -99,16 +107,34 @@ class Pace:
         self._require()
         for group in self.optimiser.groups:
             if group.depth in newly:
-                self.optimiser.forget(group)
+                self.optimiser.forget([parameter for _, parameter in group.parameters])
         for depths, kind, words in ((newly, "layers_frozen", "frozen"), (thawed, "layers_unfrozen", "trained")):
             if depths:
                 named = shown_depths(depths, self.timetable.num_layers)
                 self.say(kind, f"{words} from step {step + 1} on: {named}; {self.num_trained:,} parameters train")
 
+    def _freeze_matrices(self, scores: Scores, step: int) -> None:
+        """At a boundary, freeze what the scores say."""
+        newly = scores.begin(step)
+        if not newly:
+            return
+        self.optimiser.forget([scores.all[name] for name in newly])
+        self._require()
+        left = len(scores.training)
+        which = "all that were left" if not left else f"{newly[0]}{' and others' if len(newly) > 1 else ''}"
+        self.say(
+            "matrices_frozen",
+            f"frozen from step {step + 1} on: {len(newly):,} matrices ({which}); {left:,} of {len(scores.all):,} still train, "
+            f"{self.num_trained:,} parameters in all",
+        )
+
+    def _trains(self, group: ParamGroup, name: str) -> bool:
+        return group.depth not in self.frozen and (self.scores is None or name not in self.scores.frozen)
+
     def _require(self) -> None:
         for group in self.optimiser.groups:
-            for _, parameter in group.parameters:
-                parameter.requires_grad_(group.depth not in self.frozen)
+            for name, parameter in group.parameters:
+                parameter.requires_grad_(self._trains(group, name))
 
     def _look(self, step: int, rule: PrefixRule) -> None:
         """At the end of an interval, hold the sums of the gradients against those of the interval before."""
@@ -142,6 +168,7 @@ class Pace:
         return {
             "frozen": sorted(self.frozen), "lowest": self._lowest, "interval": self._interval,
             "norms": [[depth, norm] for depth, norm in self._norms.items()],
+            "scores": None if self.scores is None else self.scores.state_dict(),
         }  # fmt: skip
 
     def fault(self, state: Mapping[str, Any], step: int) -> str | None:
@@ -155,14 +182,18 @@ class Pace:
             return "it has norms of what does not train"
         if state["interval"] is not None and (rule is None or state["interval"] > step // rule.interval):
             return f"there is no interval {state['interval']} yet"
-        return None
+        if (state["scores"] is None) != (self.scores is None):
+            return "it is of a run with another rule for freezing"
+        return None if self.scores is None else self.scores.fault(state["scores"], step)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Inverse of ``state_dict``."""
         self._lowest, self._interval = int(state["lowest"]), state["interval"]
         self._norms = {int(depth): float(norm) for depth, norm in state["norms"]}
         self.frozen = frozenset(state["frozen"])
-        if self.options.timetable is not None:
+        if self.scores is not None:
+            self.scores.load_state_dict(state["scores"])
+        if self.options.timetable is not None or self.scores is not None:
             self._require()
 
 

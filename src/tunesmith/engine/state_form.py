@@ -38,6 +38,7 @@ _STATE: Form = keyed(
             {
                 "frozen": listed(_COUNT), "lowest": _COUNT, "interval": maybe(_COUNT),
                 "norms": listed(listed(number(0.0), 2, 2)),
+                "scores": maybe(keyed({"frozen": listed(text), "begun": maybe(_COUNT)})),
             }
         ),
         "recovery": keyed(

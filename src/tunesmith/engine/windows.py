@@ -57,6 +57,29 @@ class PrefixRule:
 
 
 @dataclass(frozen=True)
+class ScoreRule:
+    """Freeze single matrices by a score of their gradients (Liu et al. 2024, AFLoRA), at a few steps that are known before.
+
+    An observation I is the mean size of an element's gradient over a window of steps; level = decay · level + (1 - decay) · I,
+    and spread is the same running mean of abs(I - level). An element's score is level · spread, a matrix' the mean of those.
+
+    Attributes:
+        boundaries: (step, share): before that step the share is frozen; steps and shares rise, and a share of 1 is all.
+        pooled: freeze whatever has a lower score than that quantile of the scores of all elements that still train; else the
+            matrices of lowest score, up to that share of all.
+        window: steps of an observation.
+        level_decay: of the level.
+        spread_decay: of the spread.
+    """
+
+    boundaries: tuple[tuple[int, float], ...]
+    pooled: bool = True
+    window: int = 10
+    level_decay: float = 0.85
+    spread_decay: float = 0.95
+
+
+@dataclass(frozen=True)
 class Timetable:
     """What trains when: a window for each depth, and perhaps a rule that freezes by what it sees.
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from tunesmith.models import names
 from tunesmith.models.facts import ModelFacts
-from tunesmith.planning.memory import optimiser_bytes
+from tunesmith.planning.memory import saved_bytes
 from tunesmith.planning.scope import Scope
 from tunesmith.planning.settings import Counts, Settings
 from tunesmith.planning.speeds import Speed
@@ -75,6 +75,7 @@ def flops_per_token(facts: ModelFacts, scope: Scope, settings: Settings, attende
     head_trains = any(names.is_head(name) or (facts.tied and names.is_embedding(name)) for name in scope.trained)
     per_token = 0 if scope.virtual_tokens else scope.num_adapter  # virtual tokens are made once a pass
     adapters = 6.0 * per_token + (2.0 * per_token if settings.recompute else 0.0)
+    adapters += (6.0 if settings.recompute else 4.0) * scope.fixed  # no gradient by what never trains
     return TokenFlops(forward + backward + 2.0 * trained + adapters, (8.0 if head_trains else 4.0) * head)
 
 
@@ -131,8 +132,8 @@ def disk_bytes(
     facts: ModelFacts, scope: Scope, settings: Settings, counts: Counts, best_kept: bool
 ) -> Mapping[str, int]:
     """Bytes on disk by part: checkpoints (kept, one being written, perhaps the best), result, token cache."""
-    trained = scope.num_trainable
-    one = trained * (4 + optimiser_bytes(settings))
+    trained = scope.num_trainable + scope.fixed
+    one = saved_bytes(settings, scope)
     copies = min(settings.keep_checkpoints + best_kept, -(-settings.total_steps // settings.checkpoint_every)) + 1
     result = 4 * trained if scope.num_adapter else 4 * facts.num_parameters
     stored = counts.stored_tokens or counts.tokens

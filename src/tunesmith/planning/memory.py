@@ -49,6 +49,8 @@ _RUNTIME_BYTES = {"cpu": 450 << 20, "cuda": 800 << 20}
 _ALLOCATOR_SHARE = {"cpu": 0.7, "cuda": 0.05}
 """What the allocator holds beyond what lives: glibc keeps freed blocks, peaks of 1.4 to 2.0 times the live bytes were measured
 (8 and 28 M parameters, LoRA and full); CUDA's caching allocator fragments little."""
+_SCORE_BYTES = 12
+"""Of a matrix that is frozen by its score: a sum of gradients, their level and spread, in fp32."""
 _GIB = 1 << 30
 _LARGEST_COPY_BYTES = 1 << 30
 
@@ -107,14 +109,15 @@ def estimate_memory(
     logits, head_buffers = _head_bytes(facts, scope, settings, scored_share)
     cast = facts.num_parameters - num_packed if settings.weights_dtype == "fp32" else in_base
     unpacked = (4 + compute) * largest_layer(facts) if num_packed else 0
-    casts = 2 * (cast + scope.num_adapter) if compute == 2 else 0
+    casts = 2 * (cast + scope.num_adapter + scope.fixed) if compute == 2 else 0
     held = int(_ALLOCATOR_SHARE[settings.device] * (activations + workspace))
     parts = {
         "weights": frozen_bytes
+        + 4 * scope.fixed
         + 4 * scope.num_trainable
         + TYPE_BYTES[settings.weights_dtype] * sum(scope.rows.values()),
         "gradients": 4 * scope.num_trainable,
-        "optimiser": optimiser_bytes(settings) * scope.num_trainable,
+        "optimiser": state_bytes(settings, scope),
         "activations": activations,
         "logits": logits,
         "buffers": casts
@@ -122,7 +125,7 @@ def estimate_memory(
         + workspace
         + head_buffers
         + held
-        + save_copy_bytes(settings, scope.num_trainable)
+        + save_copy_bytes(settings, saved_bytes(settings, scope))
         + _RUNTIME_BYTES[settings.device],
     }
     return Memory(parts, available_bytes)
@@ -136,18 +139,27 @@ def optimiser_bytes(settings: Settings) -> int:
     return (4 if settings.momentum > 0 else 0) + sums
 
 
-def save_copy_bytes(settings: Settings, num_trainable: int) -> int:
-    """Bytes of the copy that a save in the background needs of what trains; 0 where the step waits for the save instead.
+def state_bytes(settings: Settings, scope: Scope) -> int:
+    """Bytes of the optimiser's states, and of the scores by which matrices are frozen."""
+    return optimiser_bytes(settings) * scope.num_trainable + _SCORE_BYTES * scope.scored
+
+
+def saved_bytes(settings: Settings, scope: Scope) -> int:
+    """Bytes of a checkpoint: what an adapter holds and what trains, and the optimiser's states."""
+    return 4 * (scope.num_trainable + scope.fixed) + state_bytes(settings, scope)
+
+
+def save_copy_bytes(settings: Settings, saved: int) -> int:
+    """Bytes of the copy that a save in the background needs of what is saved; 0 where the step waits for the save instead.
 
     On a CPU it comes out of the memory that trains, so that large states are saved in the step; on CUDA it lies on the host.
     """
-    copied = (4 + optimiser_bytes(settings)) * num_trainable
-    return copied if settings.device == "cpu" and copied <= _LARGEST_COPY_BYTES else 0
+    return saved if settings.device == "cpu" and saved <= _LARGEST_COPY_BYTES else 0
 
 
-def saves_in_background(settings: Settings, num_trainable: int) -> bool:
-    """Whether training goes on while a checkpoint is written."""
-    return settings.device != "cpu" or save_copy_bytes(settings, num_trainable) > 0
+def saves_in_background(settings: Settings, saved: int) -> bool:
+    """Whether training goes on while a checkpoint of so many bytes is written."""
+    return settings.device != "cpu" or save_copy_bytes(settings, saved) > 0
 
 
 def activation_bytes_per_token(facts: ModelFacts, scope: Scope, settings: Settings, layer: int) -> int:

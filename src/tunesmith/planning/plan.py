@@ -24,6 +24,7 @@ from tunesmith.planning.memory import Memory
 from tunesmith.planning.prompts import settle_text
 from tunesmith.planning.sampling import estimate_counts
 from tunesmith.planning.scope import TrainableCount, scope_of, trainable_parameters, wide_rank_notes
+from tunesmith.planning.scoring import scoring_values
 from tunesmith.planning.sentences import recipe_notes
 from tunesmith.planning.settings import GIVEN, Counts, Derived, Settings, typed
 from tunesmith.planning.settle import resolve_recipe, settle
@@ -183,6 +184,7 @@ def make_plan(
     notes = [*_model_notes(facts), *said, *_count_notes(counts), *wide_rank_notes(facts, scope)]
     settings, values = settle(recipe, facts, machine, counts, context)
     values |= tokens | bottleneck_values(recipe, facts) | freezing_values(recipe, facts, scope, settings)
+    values |= scoring_values(recipe, scope, settings)
     notes += recipe_notes(recipe, facts, scope, settings)
     settings, needed, values["training.atom_tokens"], values["training.recompute"] = fit_to_memory(
         facts, scope, settings, counts, machine.available_bytes, recipe.training.recompute, num_passes=num_passes
@@ -252,6 +254,8 @@ def plan_rows(plan: Plan) -> list[tuple[str, str, str, str]]:
         ("parameters", "total", f"{count.total:,}", "of the base, from the headers of its weight files"),
         ("parameters", "trained", f"{count.trainable:,}", f"{count.share:.2%} of the base's number"),
     ]
+    if count.at_end is not None:
+        rows.append(("parameters", "trained at the end", f"{count.at_end:,}", "the rest of them is frozen on the way"))
     rows += [("memory", part, _size(size), "") for part, size in plan.memory.parts.items()]
     fits = "fits" if plan.memory.fits else "does not fit"
     there = f"{fits}: {_size(plan.memory.available_bytes)} are available"

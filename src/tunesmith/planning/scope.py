@@ -14,7 +14,7 @@ from tunesmith.models.facts import ModelFacts
 from tunesmith.planning.prompts import trained_numbers
 from tunesmith.recipe.adapters import PARTIAL_CHOICES, AdapterSection, FullSection, HeadOnlySection, PartialSection
 from tunesmith.recipe.bottleneck import BottleneckPart, BottleneckSection
-from tunesmith.recipe.low_rank import AddedSection, GraloraSection, LoraSection, LowRankSection
+from tunesmith.recipe.low_rank import AddedSection, AfloraSection, GraloraSection, LoraSection, LowRankSection
 from tunesmith.recipe.prompts import VirtualSection, virtual_tokens_of
 
 
@@ -25,10 +25,12 @@ class TrainableCount:
     total: int
     trainable: int
     share: float
+    at_end: int | None = None
+    """Those that still train at the end, where single matrices are frozen on the way."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
-        return {"total": self.total, "trainable": self.trainable, "share": self.share}
+        return {"total": self.total, "trainable": self.trainable, "share": self.share, "at_end": self.at_end}
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,8 @@ class Scope:
         head: elements of a head that the objective puts on the model.
         virtual_tokens: positions that an adapter takes in front of every example.
         kept: sub-layers with a bottleneck -> numbers that it keeps per token for the backward pass.
+        scored: elements of an adapter's matrices that train at first and are frozen on the way.
+        fixed: elements of an adapter that never train.
     """
 
     kind: str
@@ -58,10 +62,12 @@ class Scope:
     head: int = 0
     virtual_tokens: int = 0
     kept: Mapping[str, int] = field(default_factory=dict)
+    scored: int = 0
+    fixed: int = 0
 
     @property
     def num_trainable(self) -> int:
-        """Elements that train, of base, adapters, single rows and head."""
+        """Elements that train at the first step, of base, adapters, single rows and head."""
         return sum(self.trained.values()) + self.num_adapter + sum(self.rows.values()) + self.head
 
     @property
@@ -76,8 +82,10 @@ def trainable_parameters(facts: ModelFacts, section: AdapterSection, head: int =
     Raises:
         RecipeError: a pattern matches nothing, or nothing trains.
     """
-    count = scope_of(facts, section, head).num_trainable
-    return TrainableCount(facts.num_parameters, count, count / facts.num_parameters)
+    scope = scope_of(facts, section, head)
+    count = scope.num_trainable
+    left = count - scope.scored if scope.scored else None
+    return TrainableCount(facts.num_parameters, count, count / facts.num_parameters, left)
 
 
 def scope_of(facts: ModelFacts, section: AdapterSection, head: int = 0) -> Scope:
@@ -108,6 +116,7 @@ def scope_of(facts: ModelFacts, section: AdapterSection, head: int = 0) -> Scope
         chosen = set(_matching(section.also_train, facts, "adapter.also_train"))
         adapted = {name: _part_size(facts, section, name) for name in lora_targets(facts, section.targets)}
         rank, dropout = _widest(section), section.dropout
+    scored, fixed = _matrices(facts, section, adapted) if isinstance(section, AfloraSection) else (0, 0)
     if not chosen and not adapted and not isinstance(section, HeadOnlySection):
         raise RecipeError(
             "nothing would train",
@@ -126,6 +135,8 @@ def scope_of(facts: ModelFacts, section: AdapterSection, head: int = 0) -> Scope
         head=head,
         virtual_tokens=virtual_tokens_of(section),
         kept=kept,
+        scored=scored,
+        fixed=fixed,
     )
 
 
@@ -202,6 +213,9 @@ def _part_size(facts: ModelFacts, section: LowRankSection, layer: str) -> int:
                 hint=f"take a divisor of {gcd(*shape)} for this layer, or leave it out of `targets`",
             )
         return (section.rank + section.hybrid_rank) * int(sum(shape))
+    if isinstance(section, AfloraSection):
+        vectors = section.rank + shape[1 if facts.model_type == "gpt2" else 0]
+        return vectors + (section.rank * sum(shape) if section.trains_matrices(names.in_feed_forward(layer)) else 0)
     rank = section.rank
     magnitudes: int = 0
     if isinstance(section, LoraSection):
@@ -209,6 +223,15 @@ def _part_size(facts: ModelFacts, section: LowRankSection, layer: str) -> int:
         rank = section.rank_pattern[pattern] if pattern is not None else rank
         magnitudes = shape[1 if facts.model_type == "gpt2" else 0] if section.dora else 0
     return int(rank * sum(shape)) + magnitudes
+
+
+def _matrices(facts: ModelFacts, section: AfloraSection, layers: Iterable[str]) -> tuple[int, int]:
+    """Elements of AFLoRA's matrices: those that train at first, and those that never do."""
+    sizes = {True: 0, False: 0}
+    for layer in layers:
+        trains = section.trains_matrices(names.in_feed_forward(layer))
+        sizes[trains] += section.rank * sum(facts.tensors[f"{layer}.weight"])
+    return sizes[True], sizes[False]
 
 
 def _kept(facts: ModelFacts, part: BottleneckPart) -> int:

@@ -10,6 +10,7 @@ from tunesmith.planning.losses import loss_notes, require_dropout
 from tunesmith.planning.packed import require_frozen_base
 from tunesmith.planning.prompts import window_notes
 from tunesmith.planning.scope import Scope
+from tunesmith.planning.scoring import scoring_notes
 from tunesmith.planning.settings import Settings
 from tunesmith.planning.start import start_notes
 from tunesmith.recipe.root import Recipe
@@ -29,5 +30,6 @@ def recipe_notes(recipe: Recipe, facts: ModelFacts, scope: Scope, settings: Sett
         *dropout_notes(recipe, facts, settings),
         *window_notes(recipe, facts),
         *freezing_notes(recipe, facts, scope, settings),
+        *scoring_notes(recipe, facts, scope, settings),
         *early_stopping_notes(recipe, settings),
     ]

@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field
 
 from tunesmith.errors import RecipeError
 from tunesmith.recipe.bottleneck import BottleneckSection
-from tunesmith.recipe.low_rank import GraloraSection, LoraSection
+from tunesmith.recipe.low_rank import AfloraSection, GraloraSection, LoraSection
 from tunesmith.recipe.prompts import PrefixSection, PromptSection, PTuningSection
 from tunesmith.recipe.section import Section
 
@@ -84,6 +84,7 @@ AdapterSection = (
     | HeadOnlySection
     | LoraSection
     | GraloraSection
+    | AfloraSection
     | BottleneckSection
     | PromptSection
     | PTuningSection

@@ -84,6 +84,51 @@ class LoraSection(LowRankSection):
         return self
 
 
+class AfloraSection(LowRankSection):
+    """Adaptive freezing of low-rank adaptation (Liu et al. 2024): W + diag(b) B diag(d) A. The vectors d and b train all the
+    time; the matrices A and B start random and are frozen on the way, those first whose gradients are small and steady.
+    """
+
+    type: Literal["aflora"] = "aflora"
+    rank: int = Field(default=4, gt=0)
+    """Inner width r."""
+    alpha: float = Field(default=8.0, gt=0)
+    """Scale numerator with ``scaling: alpha``; without effect otherwise."""
+    scaling: Literal["none", "alpha"] = "none"
+    """Factor of the update: ``none``, as the authors' code for GLUE, or ``alpha`` for alpha / rank, as theirs for GSM8K."""
+    train_projections: Literal["feed-forward", "all", "none"] = "feed-forward"
+    """Layers whose A and B train at first; elsewhere they stay as they were drawn."""
+    vector_rate: float = Field(default=30.0, gt=0)
+    """Rate of d and b over ``training.learning_rate``, which is that of A and B and of what trains beside."""
+    procedure: Literal["released", "paper"] = "released"
+    """What is frozen at a boundary: ``released`` freezes each matrix whose mean score is below that quantile of the scores of
+    all elements that still train; ``paper`` freezes the matrices with the lowest mean scores, up to that share of all of them."""
+    freeze_from: float | None = Field(default=None, ge=0, lt=1)
+    """Share of the steps before freezing begins; unset is one epoch, and at most half of ``freeze_by``."""
+    freeze_by: float = Field(default=0.3, gt=0, le=1)
+    """Share of the steps after which all of A and B are frozen."""
+    boundaries: int = Field(default=6, ge=1, le=6)
+    """Steps at which something may be frozen, evenly between the two."""
+    window: int = Field(default=10, gt=0)
+    """Steps whose mean gradient size is one observation for the score."""
+    level_decay: float = Field(default=0.85, ge=0, lt=1)
+    """Decay of the running mean of the gradient's size."""
+    spread_decay: float = Field(default=0.95, ge=0, lt=1)
+    """Decay of the running mean of its distance from that."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> AfloraSection:
+        if self.freeze_from is not None and self.freeze_from >= self.freeze_by:
+            raise ValueError(
+                f"`freeze_from` is {self.freeze_from:g}, and `freeze_by`, {self.freeze_by:g}, is not after it"
+            )
+        return self
+
+    def trains_matrices(self, in_feed_forward: bool) -> bool:
+        """Whether A and B of a layer train at first."""
+        return self.train_projections == "all" or (self.train_projections == "feed-forward" and in_feed_forward)
+
+
 class GraloraSection(LowRankSection):
     """Granular low-rank adaptation (Jung et al. 2025): blocks × blocks low-rank blocks of the weight, as many parameters as
     LoRA of the same rank, and an update of up to ``blocks`` times that rank.

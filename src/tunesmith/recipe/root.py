@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from pydantic import Field, PrivateAttr
+from pydantic import Field, PrivateAttr, model_validator
 
 from tunesmith.recipe.adapters import AdapterField
 from tunesmith.recipe.data import DataSection
 from tunesmith.recipe.evaluation import EvaluationSection
-from tunesmith.recipe.low_rank import LoraSection
+from tunesmith.recipe.low_rank import AfloraSection, LoraSection
 from tunesmith.recipe.machine import LoggingSection, MachineSection
 from tunesmith.recipe.model import ModelField
 from tunesmith.recipe.objectives import ObjectiveField, SftSection
@@ -47,6 +47,14 @@ class Recipe(Section):
     """Seeds data order, initialisation and dropout."""
     _folder: Path = PrivateAttr(default_factory=Path)
     _written: Written = PrivateAttr(default_factory=Written)
+
+    @model_validator(mode="after")
+    def _one_rule_freezes(self) -> Recipe:
+        if isinstance(self.adapter, AfloraSection) and self.training.freezing is not None:
+            raise ValueError(
+                "`adapter.type: aflora` freezes by a rule of its own: leave `training.freezing` out, or take `type: lora`"
+            )
+        return self
 
     @property
     def folder(self) -> Path:

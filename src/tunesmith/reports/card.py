@@ -17,7 +17,7 @@ from tunesmith.visible import visible
 
 CARD = "card.md"
 _LIBRARIES = {
-    "lora": "peft", "gralora": "peft", "bottleneck": "tunesmith", "prompt": "peft", "p-tuning": "peft", "prefix": "peft",
+    "lora": "peft", "gralora": "peft", "aflora": "peft", "bottleneck": "tunesmith", "prompt": "peft", "p-tuning": "peft", "prefix": "peft",
     "full": "transformers", "partial": "transformers",
 }  # fmt: skip
 _MARKUP = re.compile(r"([\\`*_{}\[\]<>|#~])")
@@ -141,6 +141,7 @@ def _origin(facts: Facts) -> str:
     kind = {
         "lora": f"a LoRA adapter of rank {adapter.get('rank')}",
         "gralora": f"a GraLoRA adapter of rank {adapter.get('rank')}",
+        "aflora": f"an AFLoRA adapter of rank {adapter.get('rank')}, {adapter.get('procedure')} procedure, stored as LoRA",
         "bottleneck": "bottleneck adapters, which PEFT cannot read",
         "prompt": f"a prompt of {adapter.get('num_tokens')} virtual tokens",
         "p-tuning": f"a prompt of {adapter.get('num_tokens')} virtual tokens, made by P-tuning",

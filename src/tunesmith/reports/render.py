@@ -92,6 +92,7 @@ def subtitle(facts: Facts) -> str:
     scope = {
         "lora": f"LoRA rank {adapter.get('rank')}",
         "gralora": f"GraLoRA rank {adapter.get('rank')}",
+        "aflora": f"AFLoRA rank {adapter.get('rank')}",
         "bottleneck": "bottleneck adapters",
         "prompt": f"prompt of {adapter.get('num_tokens')} tokens",
         "p-tuning": f"P-tuning of {adapter.get('num_tokens')} tokens",

@@ -35,6 +35,7 @@ from tunesmith.models.causal_lm import CausalLM
 from tunesmith.planning.freezing import timetable
 from tunesmith.planning.memory import saves_in_background
 from tunesmith.planning.plan import Plan
+from tunesmith.planning.scoring import score_rule
 from tunesmith.planning.settings import Settings
 from tunesmith.progress import Progress
 from tunesmith.recipe.root import Recipe
@@ -205,8 +206,9 @@ class Fit:
             zclip=ZClipOptions(**zclip.model_dump()) if zclip else None,
             max_failed_saves=guards.max_failed_saves,
             has_dropout=_has_dropout(model, self.recipe),
-            save_in_background=saves_in_background(self.settings, trained),
+            save_in_background=saves_in_background(self.settings, 4 * trained + self.plan.memory.parts["optimiser"]),
             timetable=timetable(self.recipe, self.settings, _depths(adapter, num_layers), num_layers),
+            score_rule=score_rule(self.recipe, self.settings),
         )
 
     def _tell_layers(self, step: int, vitals: list[LayerVital]) -> None:

@@ -25,7 +25,7 @@ from tunesmith.errors import GuardStopped, RunError
 from tunesmith.files import read_json
 from tunesmith.models.causal_lm import CausalLM
 from tunesmith.planning.plan import Plan
-from tunesmith.recipe.low_rank import AddedSection
+from tunesmith.recipe.low_rank import AddedSection, AfloraSection
 from tunesmith.recipe.root import Recipe
 from tunesmith.registry.compare import changed
 from tunesmith.registry.lineage import parse_fork, read_lineage
@@ -253,7 +253,7 @@ def _carried(parent: Recipe, parents_data: str, child: Child) -> tuple[Carried, 
         loss_scale=one.precision == other.precision == "fp16",
         clipping=position and one.adaptive_clip == other.adaptive_clip,
         spikes=position and one.guards.spikes == other.guards.spikes,
-        freezing=position and one.freezing == other.freezing,
+        freezing=position and _freezing_of(parent) == _freezing_of(recipe),
     )
     said = [f"{' and '.join(moved)} {'is' if len(moved) == 1 else 'are'} not the parent's"] if moved else []
     if not carried.optimiser:
@@ -263,10 +263,17 @@ def _carried(parent: Recipe, parents_data: str, child: Child) -> tuple[Carried, 
     if position and not carried.spikes:
         said.append("the window of the spike guard starts anew: its settings are not the parent's")
     if position and not carried.freezing:
-        said.append("what is frozen starts anew: `training.freezing` is not the parent's")
+        said.append(
+            f"what is frozen starts anew: {'`adapter`' if isinstance(recipe.adapter, AfloraSection) else '`training.freezing`'} is not the parent's"
+        )
     if other.early_stopping is not None:
         said.append("early stopping starts anew: the best checkpoint is chosen among the child's own")
     return carried, said
+
+
+def _freezing_of(recipe: Recipe) -> tuple[Any, ...]:
+    """What freezes on the way, by layers or by matrices."""
+    return recipe.training.freezing, recipe.adapter if isinstance(recipe.adapter, AfloraSection) else None
 
 
 def _start(parent: RunFolder, step: int, carried: Carried, child: Child) -> str:

@@ -12,7 +12,7 @@ from tunesmith.adapters.dora import DoraWeights
 from tunesmith.adapters.peft_files import attach_read, read_adapter, write_adapter
 from tunesmith.models.quantised import KINDS, QuantisedLinear, dequantise, quantise
 from tunesmith.recipe.bottleneck import BottleneckSection
-from tunesmith.recipe.low_rank import GraloraSection, LoraSection
+from tunesmith.recipe.low_rank import AfloraSection, GraloraSection, LoraSection
 from tunesmith.types import CannotMerge
 
 pytest.importorskip("bitsandbytes", reason="needs the extra `quantise`")
@@ -21,6 +21,7 @@ SECTIONS = {
     "lora": LoraSection(rank=4, alpha=12.0),
     "dora": LoraSection(rank=4, alpha=12.0, dora=True),
     "pissa": LoraSection(rank=4, alpha=12.0, init="pissa"),
+    "aflora": AfloraSection(train_projections="all"),
     "gralora": GraloraSection(rank=4, blocks=2, hybrid_rank=2, alpha=12.0),
 }
 

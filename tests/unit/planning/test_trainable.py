@@ -19,6 +19,7 @@ from tunesmith.planning.bottleneck import bottleneck_values
 from tunesmith.planning.scope import scope_of, trainable_parameters, wide_rank_notes
 from tunesmith.recipe.adapters import FullSection, LoraSection, PartialSection
 from tunesmith.recipe.bottleneck import BottleneckSection
+from tunesmith.recipe.low_rank import AfloraSection
 from tunesmith.recipe.prompts import PrefixSection, PromptSection, PTuningSection
 from tunesmith.recipe.root import Recipe
 
@@ -121,6 +122,9 @@ def test_all_linear_agrees_with_peft(families, family: str) -> None:
         LoraSection(also_train=["lm_head.weight"]),
         LoraSection(train_tokens=[3, 7, 3]),
         LoraSection(train_tokens=[3], also_train=["lm_head.weight"]),
+        AfloraSection(),
+        AfloraSection(train_projections="all", rank=3, also_train=["*norm*"]),
+        AfloraSection(train_projections="none", targets=["attention"], train_tokens=[3]),
         BottleneckSection(),
         BottleneckSection(preset="houlsby", layer_norm="before"),
         BottleneckSection(placement="hybrid", layer_norm="after", reduction=5.5, train_tokens=[3]),

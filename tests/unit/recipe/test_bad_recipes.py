@@ -112,11 +112,11 @@ def test_unknown_key_without_a_near_one_lists_the_known(refused: Refused) -> Non
         ),
         (
             "adapter: {type: full, rank: 3}\n",
-            "`rank` belongs to `type: lora` and `type: gralora`; known keys here: type",
+            "`rank` belongs to `type: lora`, `type: gralora` and `type: aflora`; known keys here: type",
         ),
         (
             "adapter: {type: full, also-train: [x]}\n",
-            "did you mean `also_train`? It belongs to `type: lora`, `type: gralora`, `type: bottleneck`, `type: prompt`, "
+            "did you mean `also_train`? It belongs to `type: lora`, `type: gralora`, `type: aflora`, `type: bottleneck`, `type: prompt`, "
             "`type: p-tuning` and `type: prefix`; known keys here: type",
         ),
         (
@@ -243,7 +243,9 @@ def test_unknown_type_of_a_method(refused: Refused) -> None:
 
 
 def test_unknown_type_without_a_near_one_lists_the_known(refused: Refused) -> None:
-    known = "one of: `full`, `partial`, `head`, `lora`, `gralora`, `bottleneck`, `prompt`, `p-tuning`, `prefix`"
+    known = (
+        "one of: `full`, `partial`, `head`, `lora`, `gralora`, `aflora`, `bottleneck`, `prompt`, `p-tuning`, `prefix`"
+    )
     assert refused("adapter: {type: zzz}\n").hint == known
 
 

@@ -24,7 +24,7 @@ TROUBLE_KINDS = {
 }  # fmt: skip
 QUIET_KINDS = {
     "features", "started", "note", "resumed", "interrupted", "done", "continued", "swept", "best_taken", "stopped_early",
-    "not_compared", "untrained_token", "evaluation_changed", "scored_again", "base_scores", "forked",
+    "not_compared", "untrained_token", "evaluation_changed", "scored_again", "base_scores", "forked", "matrices_frozen",
 }  # fmt: skip
 AFTERWARDS = {"checkpoint_saved_again"}
 """Told with the trouble that it ends."""
