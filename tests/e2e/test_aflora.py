@@ -55,6 +55,8 @@ def test_train_answer_export_and_merge(desk: Path, call: Call, write: Write, pro
         <= {2, 4, 6}
     )
     assert json.loads((RUN / "recipe.json").read_text(encoding="utf-8"))["adapter"]["procedure"] == procedure
+    page = (RUN / "report.html").read_text(encoding="utf-8")
+    assert "Trained parameters, average over the steps" in page
     assert f"AFLoRA adapter of rank 4, {procedure} procedure" in (RUN / "card.md").read_text(encoding="utf-8")
     assert call("generate", RUN, "--prompt", "case number 3: please look at it").code == 0
     ids = torch.randint(8, 8192, (40,), generator=torch.Generator().manual_seed(1))

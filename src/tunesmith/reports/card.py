@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.files import write_text
+from tunesmith.reports.costs import trained_sizes
 from tunesmith.reports.descent import descent
 from tunesmith.reports.facts import Facts, read_facts
 from tunesmith.reports.measures import Measure, changes, forgetting, is_share, like_for_like, show_interval, show_value
@@ -212,6 +213,11 @@ def _training(facts: Facts) -> str:
     ]
     if any(took):
         lines.append(", ".join(filter(None, took)))
+    sizes = trained_sizes(facts)
+    if sizes is not None:
+        lines.append(
+            f"{count(sizes[1])} trained parameters on average, {count(sizes[0])} at first and {count(sizes[2])} at the end"
+        )
     peak = as_number(facts.status.get("peak_memory_bytes"))
     if peak is not None:
         lines.append(f"peak memory {size(peak)}")

@@ -68,6 +68,7 @@ def planned_against_measured(facts: Facts) -> tuple[Planned, ...]:
             "",
         ),
         ("Disk: checkpoints and result", sum(kept) if kept else None, float(facts.disk_bytes) or None, size, ""),
+        _trained_line(facts),
         (
             "Energy",
             as_number(plan.get("energy_wh")),
@@ -84,6 +85,20 @@ def planned_against_measured(facts: Facts) -> tuple[Planned, ...]:
         ),
     ]
     return tuple(_line(*line) for line in lines if line[1] is not None or line[2] is not None)
+
+
+def trained_sizes(facts: Facts) -> tuple[float, float, float] | None:
+    """Parameters that trained at the first step, on average over the steps, and at the last; None where that never changed."""
+    sizes = [size for line in facts.training if (size := as_number(line.get("trained_parameters"))) is not None]
+    if len(set(sizes)) < 2:
+        return None
+    return sizes[0], sum(sizes) / len(sizes), sizes[-1]
+
+
+def _trained_line(facts: Facts) -> tuple[str, float | None, float | None, _Show, str]:
+    sizes = trained_sizes(facts)
+    note = "" if sizes is None else f"{count(sizes[0])} at the first step, {count(sizes[2])} at the last"
+    return "Trained parameters, average over the steps", None, None if sizes is None else sizes[1], count, note
 
 
 def _time_note(time: Mapping[str, Any]) -> str:

@@ -13,8 +13,9 @@ from synthetic_run import HOSTILE, write_run
 
 from tunesmith.errors import RunError
 from tunesmith.registry.lease import lease
-from tunesmith.reports import accounts, sections
+from tunesmith.reports import accounts, costs, sections
 from tunesmith.reports.answers import side_by_side
+from tunesmith.reports.card import render_card
 from tunesmith.reports.facts import read_facts
 from tunesmith.reports.render import render_report, write_report
 
@@ -124,6 +125,22 @@ def test_trained_parameters_are_drawn_where_they_changed_as_stairs(run):
     assert line.path.count("L") + 1 == 4
     assert line.last == "30.0"
     assert sections.curves(replace(facts, metrics=lines[:4])) == ()
+
+
+def test_the_average_of_what_trained_is_told_where_it_changed(run, copy):
+    """(4 · 10 + 3 · 30) / 7 = 18.57."""
+    lines = [
+        {"step": step, "loss": 1.0, "trained_parameters": size} for step, size in enumerate([10] * 4 + [30] * 3, 1)
+    ]
+    facts = replace(read_facts(run), metrics=lines)
+    assert costs.trained_sizes(facts) == (10, pytest.approx(130 / 7), 30)
+    (line,) = [one for one in costs.planned_against_measured(facts) if one.name.startswith("Trained parameters")]
+    assert (line.planned, line.measured, line.note) == ("not known", "19", "10 at the first step, 30 at the last")
+    assert costs.trained_sizes(replace(facts, metrics=lines[:4])) is None
+    assert "Trained parameters, average" not in render_report(run)
+    (copy / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    assert "Trained parameters, average over the steps" in render_report(copy)
+    assert "19 trained parameters on average, 10 at first and 30 at the end" in render_card(copy)
 
 
 def test_the_numbers_of_the_scorecards_are_on_the_page(run):
