@@ -60,6 +60,7 @@ _BUILT_IN = (
     _adapter("lora+", "LoRA, rank 16, B sixteen times as fast as A", type="lora", rate_ratio=16),
     _adapter("pissa", "LoRA, rank 16, from the principal directions", type="lora", init="pissa"),
     _adapter("gralora", "GraLoRA, rank 32, 2 × 2 blocks", type="gralora"),
+    _adapter("aflora", "AFLoRA, rank 4, matrices frozen on the way", type="aflora"),
     Strategy("qlora", "LoRA, rank 16, on an NF4 base", {"adapter": {"type": "lora"}, "model.quantise": "nf4"}),
     _adapter("bottleneck", "parallel adapters beside the feed-forward", type="bottleneck"),
     _adapter("prompt", "a prompt of virtual tokens", type="prompt"),

@@ -59,7 +59,7 @@ def _row(item: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
         DASH if item["spread"] is None else f"± {show(item['spread'])}",
         "reference" if against is None else _against(against, found),
         number(item["rate"], 3) + (" (edge)" if item["at_edge"] else ""),
-        count(item["parameters"]),
+        count(_trained(item)),
         size(item["peak_memory_bytes"]),
         duration(item["seconds"]),
         size(item["stored_bytes"]),
@@ -67,6 +67,12 @@ def _row(item: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
         _change(forgetting.get("perplexity"), lambda value: number(value, 3)),
         _change(forgetting.get("completions"), lambda value: percent(value, 0)),
     ]
+
+
+def _trained(item: Mapping[str, Any]) -> float:
+    """Trained parameters on average over the steps; those at the first step where no step tells."""
+    average = item.get("parameters_on_average")
+    return float(item["parameters"] if average is None else average)
 
 
 def _against(against: Mapping[str, Any], found: Mapping[str, Any]) -> str:
@@ -123,7 +129,7 @@ def pictures_of(found: Mapping[str, Any]) -> dict[str, str | None]:
     """Score against trained parameters, and against what was forgotten; None where nothing has both."""
     measure = f"{found['measure']['metric'].replace('_', ' ')}"
     is_share = found["measure"]["kind"] == "share"
-    by_size = [_spot(item, found, item["parameters"]) for item in found["strategies"] if item["parameters"] > 0]
+    by_size = [_spot(item, found, _trained(item)) for item in found["strategies"] if _trained(item) > 0]
     kept = [
         _spot(item, found, change["after"] / change["before"])
         for item in found["strategies"]

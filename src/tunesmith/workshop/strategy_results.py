@@ -139,6 +139,7 @@ def _costs(contest: Contest, found: Chosen, latency: Latency) -> dict[str, Any]:
     peaks = [status["peak_memory_bytes"] for status in statuses if status.get("peak_memory_bytes")]
     first = contest.run_path(found.trials[0])
     return {
+        "parameters_on_average": _trained_on_average(first),
         "seconds": sum(float(status["seconds"]) for status in statuses) / len(statuses),
         "peak_memory_bytes": max(peaks) if peaks else None,
         "stored_bytes": _stored_bytes(first),
@@ -146,6 +147,12 @@ def _costs(contest: Contest, found: Chosen, latency: Latency) -> dict[str, Any]:
         "merges": isinstance(section, AddedSection) and section.merges,
         "runs": [str(contest.run_path(trial)) for trial in found.trials],
     }
+
+
+def _trained_on_average(run: Path) -> float | None:
+    """Parameters that trained, the mean over the steps; None where no step tells."""
+    sizes = [line["trained_parameters"] for line in RunFolder(run).each_metric() if "trained_parameters" in line]
+    return sum(sizes) / len(sizes) if sizes else None
 
 
 def _stored_bytes(run: Path) -> int:

@@ -55,6 +55,12 @@ def test_the_best_stands_first_and_dashes_where_nothing_was_measured() -> None:
     assert lora["general perplexity"] == "40.0 → 80.0"
 
 
+def test_what_is_frozen_on_the_way_counts_on_average() -> None:
+    found = _found(strategies=[_item("lora", 0.7), _item("aflora", 0.6, parameters_on_average=123.4)])
+    column = head_of(found).index("trained")
+    assert [row[column] for row in table_rows(found)] == ["1,000", "123"]
+
+
 def test_of_losses_the_lowest_stands_first() -> None:
     measure = {"task": "loss", "metric": "loss", "kind": "loss", "better": -1}
     rows = table_rows(_found(measure=measure))
