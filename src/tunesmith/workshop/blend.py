@@ -29,15 +29,15 @@ from tunesmith.files import new_folder, write_json, write_text
 from tunesmith.models.causal_lm import CausalLM
 from tunesmith.models.facts import read_facts
 from tunesmith.models.loading import load_model
-from tunesmith.models.locate import ModelFolder, check_weights
+from tunesmith.models.locate import check_weights
 from tunesmith.models.quantised import dequantise
-from tunesmith.registry.result import check_result
 from tunesmith.types import CannotMerge
+from tunesmith.workshop.bases import one_base
 from tunesmith.workshop.blendable import LEAST_LOST, BlendOptions, Source, check_blend
 from tunesmith.workshop.blended_files import LINEAGE, Changes, as_lora, base_name, card
 from tunesmith.workshop.gates import GateResult, gate_a, require
 from tunesmith.workshop.model_files import stored_dtype, write_model
-from tunesmith.workshop.opening import recipe_of, renderer_for, require_base, trained_on
+from tunesmith.workshop.opening import renderer_for
 from tunesmith.workshop.parity import general_documents, logits_of, name_of, on_file, within
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -113,31 +113,9 @@ class _Blend:
 
     def __init__(self, sources: tuple[Source, ...], out: Path, how: BlendOptions) -> None:
         self.sources, self.out, self.how = sources, out, how
-        self.base: ModelFolder = sources[0].reference.base
-        self.notes: list[str] = []
-        for source in sources:
-            if source.reference.run is not None:
-                check_result(source.reference.run)
-            require_base(source.reference, self.base)
-            if not trained_on(source.reference):
-                self.notes.append(
-                    f"the adapter in {source.name} names no hash of its base: places and shapes alone were compared"
-                )
-            elif source.reference.base.sha256 != self.base.sha256:
-                raise UserError(
-                    f"`{source.name}` and `{sources[0].name}` are adapters of different bases",
-                    where="ADAPTER",
-                    hint="blend adapters that were trained on one base",
-                )
+        references = {source.name: source.reference for source in sources}
+        self.base, self.quantise, self.notes = one_base(references)
         check_weights(self.base.path)
-        kinds = {recipe_of(source.reference).model.quantise for source in sources if source.reference.run}
-        if len(kinds) > 1:
-            raise UserError(
-                f"the adapters were trained on the base quantised in different ways: {', '.join(sorted(kinds))}",
-                where="ADAPTER",
-                hint="blend adapters that were trained with one `model.quantise`",
-            )
-        self.quantise = next(iter(kinds), "none")
         self.renderer, self.context = renderer_for(sources[0].reference)
         prints = {str(renderer_for(source.reference)[0].fingerprint()) for source in sources}
         if len(prints) > 1:
