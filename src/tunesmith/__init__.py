@@ -3,7 +3,7 @@
     load(path) -> Recipe    make_plan(recipe) -> Plan    train(plan, folder) -> Run
     evaluate(model, suite) -> Scorecard    compare(before, after) -> Comparison
     report(run) -> Report    export(run, out)    compare_strategies(path) -> StrategyComparison
-    open_switchboard(base) -> Switchboard    blend(adapters, out)
+    open_switchboard(base) -> Switchboard    blend(adapters, out)    inspect_adapters(adapters)
 
 Names load their module when they are first used: ``import tunesmith`` is free, and a plan never imports torch.
 """
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from tunesmith.workshop.compare_strategies import StrategyComparison, compare_strategies
     from tunesmith.workshop.evaluate import evaluate
     from tunesmith.workshop.export import export
+    from tunesmith.workshop.inspecting import inspect_adapters
     from tunesmith.workshop.report import Report, report
     from tunesmith.workshop.start import Run
     from tunesmith.workshop.strategies import Asked
@@ -46,6 +47,7 @@ _FACE = {
     "compare_strategies": "tunesmith.workshop.compare_strategies:compare_strategies",
     "evaluate": "tunesmith.workshop.evaluate:evaluate",
     "export": "tunesmith.workshop.export:export",
+    "inspect_adapters": "tunesmith.workshop.inspecting:inspect_adapters",
     "load": "tunesmith.recipe.codec:load",
     "make_plan": "tunesmith.planning.plan:make_plan",
     "open_switchboard": "tunesmith.workshop.switchboard:open_switchboard",
@@ -69,6 +71,7 @@ __all__ = [
     "compare_strategies",
     "evaluate",
     "export",
+    "inspect_adapters",
     "load",
     "make_plan",
     "open_switchboard",

@@ -56,6 +56,7 @@ SURFACE: dict[str, tuple[list[str], list[str]]] = {
     "eval": (["MODEL", "SUITE"], ["--against", "--json"]),
     "export": (["RUN", "OUT"], ["--dtype", "--json", "--merge"]),
     "generate": (["MODEL"], ["--json", "--prompt", *SAMPLING]),
+    "inspect": (["ADAPTER..."], ["--base", "--json", "--text", "--texts", "--top"]),
     "init": (["[DIR]"], ["--json"]),
     "plan": (["RECIPE", "[SECTION.KEY=VALUE]..."], ["--json"]),
     "report": (["RUN"], ["--json"]),
@@ -70,7 +71,7 @@ SURFACE: dict[str, tuple[list[str], list[str]]] = {
 
 FACE = [
     "Asked", "Comparison", "Plan", "Recipe", "Report", "Run", "Scorecard", "StrategyComparison", "Switchboard", "__version__",
-    "blend", "compare", "compare_strategies", "evaluate", "export", "load", "make_plan", "open_switchboard", "report", "train",
+    "blend", "compare", "compare_strategies", "evaluate", "export", "inspect_adapters", "load", "make_plan", "open_switchboard", "report", "train",
 ]  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple, cast
 
 import torch
@@ -79,6 +80,10 @@ class Update:
 
     def directions(self) -> Directions:
         """All singular values and vectors; of a dense matrix larger than ``LARGEST_EXACT`` the first 64, by power iteration."""
+        return self._directions
+
+    @cached_property
+    def _directions(self) -> Directions:
         if self.whole is not None:
             return _of_dense(self.whole)
         Q_B, core, Q_A = _core(*self.factors())

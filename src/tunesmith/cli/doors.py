@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tunesmith.workshop.demo import demo
     from tunesmith.workshop.evaluate import measure
     from tunesmith.workshop.export import export
+    from tunesmith.workshop.inspecting import inspect_adapters
     from tunesmith.workshop.planning import plan_recipe
     from tunesmith.workshop.prepare import open_data
     from tunesmith.workshop.report import report
@@ -34,6 +35,7 @@ __all__ = [
     "export",
     "finished_run",
     "follow",
+    "inspect_adapters",
     "measure",
     "open_answerer",
     "open_data",
@@ -54,6 +56,7 @@ USE_CASES: dict[str, str] = {
     "finished_run": "tunesmith.workshop.start:finished_run",
     "measure": "tunesmith.workshop.evaluate:measure",
     "follow": "tunesmith.workshop.together:follow",
+    "inspect_adapters": "tunesmith.workshop.inspecting:inspect_adapters",
     "open_answerer": "tunesmith.workshop.ask:open_answerer",
     "open_data": "tunesmith.workshop.prepare:open_data",
     "plan_recipe": "tunesmith.workshop.planning:plan_recipe",

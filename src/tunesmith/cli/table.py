@@ -27,6 +27,9 @@ VERBS: dict[str, VerbEntry] = {
         "tunesmith.cli.export:export", "Write the adapter, or the merged model, after the parity gates."
     ),
     "blend": VerbEntry("tunesmith.cli.blend:blend", "Blend several adapters of one base: linear, TIES or DARE."),
+    "inspect": VerbEntry(
+        "tunesmith.cli.inspect:inspect", "What is in adapters: sizes, directions, moved predictions, overlap."
+    ),
     "generate": VerbEntry("tunesmith.cli.ask:generate", "Ask a model once."),
     "chat": VerbEntry("tunesmith.cli.ask:chat", "Talk with a model, or with two side by side."),
     "runs": VerbEntry("tunesmith.cli.runs:runs", "List, show, compare and reproduce what was run."),
