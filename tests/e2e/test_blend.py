@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
+import tunesmith
 from tests.e2e.desk import Call, Write
 from tunesmith.models.locate import open_model
+from tunesmith.types import Sampling
+from tunesmith.workshop.opening import open_machine
 
 
 @pytest.fixture
@@ -40,6 +43,37 @@ def test_two_runs_to_one_adapter_and_to_one_model(desk: Path, call: Call, runs: 
     assert call("generate", "model", "--prompt", "case number 3", "--max-new-tokens", 4).code == 0
     said = call("blend", *runs, "--method", "ties", "--rank", 1, "--out", "thin")
     assert "the rank leaves out" in said.out
+
+
+def test_a_quantised_base(desk: Path, call: Call, write: Write) -> None:
+    """The blend is measured on the base as it multiplies, and passes the gates there; so does one with DoRA, at full rank."""
+    pytest.importorskip("bitsandbytes", reason="needs the extra `quantise`")
+    packed = {"name": "tiny", "quantise": "nf4"}
+    for name, adapter in (("one", {"type": "lora", "rank": 2}), ("dora", {"type": "lora", "rank": 2, "dora": True})):
+        said = call("train", write(f"{name}.yaml", model=packed, adapter=adapter), "--run", f"runs/{name}")
+        assert said.code == 0, said.err
+    said = call("train", write("two.yaml", model=packed, seed=1), "--run", "runs/two")
+    assert said.code == 0, said.err
+    said = call("blend", "runs/one", "runs/two", "--out", "both", "--json")
+    assert said.code == 0, said.err
+    assert [gate["passed"] for gate in said.json["gates"]] == [True, True]
+    said = call("blend", "runs/one", "runs/dora", "--rank", 64, "--out", "mixed", "--json")
+    assert said.code == 0, said.err
+    assert said.json["lost"] < 1e-5
+    assert call("blend", "runs/one", "runs/two", "--merge", "--out", "model").code == 0
+    assert call("train", write("plain.yaml"), "--run", "runs/plain").code == 0
+    call("blend", "runs/one", "runs/plain", "--out", "out").refuses(2, "quantised in different ways")
+
+
+def test_a_board_of_runs(desk: Path, runs: list[str]) -> None:
+    board = tunesmith.open_switchboard("tiny", device="cpu")
+    for name in runs:
+        assert board.load(name, name) == []
+    alone = open_machine("runs/two", device="cpu").machine
+    prompt = board.prompt_ids("case number 3: please look at it", "runs/two")
+    how = Sampling(max_new_tokens=5)
+    mixed = board.sample([prompt, prompt], how, ["runs/one", "runs/two"])
+    assert mixed[1].ids == alone.generator.sample([prompt], how)[0].ids
 
 
 def test_refusals(desk: Path, call: Call, write: Write, runs: list[str]) -> None:

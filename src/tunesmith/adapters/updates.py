@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -115,13 +115,17 @@ def update_of(site: nn.Module, part: LinearPart) -> Update:
         return Update(whole=part.delta(lora_layer.weight_of(site)))
 
 
+def update_at(adapter: AddedAdapter, name: str) -> Update | None:
+    """The update that an attached adapter makes of a layer; None where it makes none."""
+    site = adapter.carriers().get(name)
+    if site is None or not isinstance(part := adapter.part_at(site), LinearPart):
+        return None
+    return update_of(site, part)
+
+
 def updates_of(adapter: AddedAdapter) -> dict[str, Update]:
     """The updates of an attached adapter by layer; empty for one whose parts are no change of weights."""
-    return {
-        name: update_of(site, cast(LinearPart, adapter.part_at(site)))
-        for name, site in adapter.carriers().items()
-        if isinstance(adapter.part_at(site), LinearPart)
-    }
+    return {name: found for name in adapter.carriers() if (found := update_at(adapter, name)) is not None}
 
 
 def summed(updates: Sequence[Update], weights: Sequence[float]) -> Update:

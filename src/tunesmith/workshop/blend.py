@@ -136,6 +136,7 @@ class _Blend:
         if self.how.merge:
             written, dtype = self._merged(folder, model)
         else:
+            del model  # a second base comes into memory
             written, dtype = self._adapter(folder, made), torch.float32
         written_NV = logits_of(written, documents)
         what = "model" if self.how.merge else "adapter"
@@ -154,11 +155,12 @@ class _Blend:
     def _made(self, hf: nn.Module) -> _Made:
         """The blend, which is folded into the model's weights on the way, layer by layer."""
         adapters = self._attached(hf)
-        found = [updates.updates_of(adapter) for adapter in adapters]
         made = _Made()
         order = {name: number for number, (name, _) in enumerate(hf.named_modules())}
-        for name in sorted({name for layers in found for name in layers}, key=order.__getitem__):
-            given = [layers.get(name) for layers in found]
+        for name in sorted({name for adapter in adapters for name in adapter.carriers()}, key=order.__getitem__):
+            given = [
+                updates.update_at(adapter, name) for adapter in adapters
+            ]  # of one layer: DoRA's are whole matrices
             update = self._blended(name, given)
             _fold(hf.get_submodule(name), update)
             made.changes.layers[name] = kept = self._of_rank(name, given, update, made)

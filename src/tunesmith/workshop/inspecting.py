@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -20,7 +20,7 @@ from tunesmith.adapters.lora_layer import LinearPart
 from tunesmith.adapters.peft_files import attach_read, read_adapter
 from tunesmith.adapters.prompts import VirtualPart
 from tunesmith.adapters.spectra import Overlap, Spectrum, overlap, spectrum
-from tunesmith.adapters.updates import Update, update_of
+from tunesmith.adapters.updates import Update, update_at
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.models.causal_lm import CausalLM
 from tunesmith.models.encoder_lm import EncoderLM
@@ -169,44 +169,86 @@ def inspect_adapters(
     check_weights(folder.path)
     headed = any(reference.head is not None for reference in references.values())
     model = load_model(folder.path, quantise=quantise, headless=headed)
-    found, updates = [], []
-    for number, (name, reference) in enumerate(references.items()):
+    attached: list[AddedAdapter] = []
+    for number, reference in enumerate(references.values()):
         settings, state = read_adapter(cast(Path, reference.adapter))
-        adapter = attach_read(model.hf, settings, state, f"a{number}")
-        adapter.freeze()
+        attached.append(attach_read(model.hf, settings, state, f"a{number}"))
+        attached[-1].freeze()
         activate(model.hf, ())
-        changes = _updates(adapter)
-        found.append(_measured(model, name, adapter, changes, Tokenizer.from_folder(folder.path)))
-        updates.append(changes)
+    measures, overlaps = _measured(model.hf, list(references), attached)
+    found = []
+    for (name, reference), adapter in zip(references.items(), attached, strict=True):
+        one = _described(model, name, adapter, measures[name], Tokenizer.from_folder(folder.path))
         if headed or isinstance(model, EncoderLM):
-            found[-1].notes.append(
+            one.notes.append(
                 "next-token predictions were not compared: the model has a head of labels or reads both ways"
             )
         else:
-            found[-1].movements = _movements(model, adapter, reference, texts, top)
-    pairs = combinations(range(len(found)), 2)
-    overlaps = [_common(found[one].name, found[other].name, updates[one], updates[other]) for one, other in pairs]
+            one.movements = _movements(model, adapter, reference, texts, top)
+        found.append(one)
     return Inspection(folder, found, overlaps, notes)
-
-
-def _updates(adapter: AddedAdapter) -> dict[str, Update]:
-    """Changes of weights, and of a bottleneck its two matrices as if nothing stood between them."""
-    found = {}
-    for name, site in adapter.carriers().items():
-        part = adapter.part_at(site)
-        if isinstance(part, LinearPart):
-            found[name] = update_of(site, part)
-        elif isinstance(part, Bottleneck):
-            found[name] = Update(part.down.detach(), part.settings.scaling * part.up.detach())
-    return found
 
 
 @torch.no_grad()
 def _measured(
-    model: CausalLM, name: str, adapter: AddedAdapter, updates: Mapping[str, Update], tokenizer: Tokenizer
+    hf: nn.Module, names: Sequence[str], adapters: Sequence[AddedAdapter]
+) -> tuple[dict[str, dict[str, Spectrum]], list[Common]]:
+    """Every layer of every adapter, and every pair; a layer at a time, since updates may be whole matrices."""
+    found: dict[str, dict[str, Spectrum]] = {name: {} for name in names}
+    pairs = {(one, other): _Pair() for one, other in combinations(range(len(names)), 2)}
+    order = {name: number for number, (name, _) in enumerate(hf.named_modules())}
+    for layer in sorted(
+        {key for adapter in adapters for key in adapter.carriers()}, key=lambda key: order.get(key, -1)
+    ):
+        updates = [_update_at(adapter, layer) for adapter in adapters]
+        for name, adapter, update in zip(names, adapters, updates, strict=True):
+            if update is not None:
+                found[name][layer] = spectrum(update, _base_norm(hf, layer, adapter))
+        for (one, other), pair in pairs.items():
+            pair.add(layer, updates[one], updates[other])
+    return found, [pair.common(names[one], names[other]) for (one, other), pair in pairs.items()]
+
+
+@dataclass
+class _Pair:
+    """What was seen of two adapters so far."""
+
+    inner: float = 0.0
+    squares: list[float] = field(default_factory=lambda: [0.0, 0.0])
+    layers: dict[str, Overlap] = field(default_factory=dict)
+    alone: list[int] = field(default_factory=lambda: [0, 0])
+
+    def add(self, layer: str, one: Update | None, other: Update | None) -> None:
+        """Take a layer in."""
+        meet = one is not None and other is not None and one.shape == other.shape
+        for side, update in enumerate((one, other)):
+            if update is not None:
+                self.squares[side] += update.norm() ** 2
+                self.alone[side] += not meet
+        if one is not None and other is not None and meet:
+            self.inner += one.inner(other)
+            if (found := overlap(one, other)) is not None:
+                self.layers[layer] = found
+
+    def common(self, first: str, second: str) -> Common:
+        """The account of the pair."""
+        cosine = self.inner / math.sqrt(math.prod(self.squares)) if all(self.squares) else None
+        return Common(first, second, cosine, self.layers, (self.alone[0], self.alone[1]))
+
+
+def _update_at(adapter: AddedAdapter, name: str) -> Update | None:
+    """The change of a weight, or a bottleneck's two matrices as if nothing stood between them."""
+    site = adapter.carriers().get(name)
+    if site is not None and isinstance(part := adapter.part_at(site), Bottleneck):
+        return Update(part.down.detach(), part.settings.scaling * part.up.detach())
+    return update_at(adapter, name)
+
+
+@torch.no_grad()
+def _described(
+    model: CausalLM, name: str, adapter: AddedAdapter, layers: dict[str, Spectrum], tokenizer: Tokenizer
 ) -> Inspected:
-    sizes = {key: _base_norm(model.hf, key, adapter) for key in updates}
-    layers = {key: spectrum(update, sizes[key]) for key, update in updates.items()}
+    sizes = {key: _base_norm(model.hf, key, adapter) for key in layers}
     known = [(layers[key].norm, size) for key, size in sizes.items() if size is not None]
     total = math.hypot(*(size for _, size in known)) if known else 0.0
     found = Inspected(
@@ -310,13 +352,3 @@ def _held_out(reference: ModelRef, room: int) -> list[Document]:
         return []
     rows = [store.row(index) for index in range(min(NUM_TEXTS, store.num_rows))]
     return [(ids[:room], trained[:room]) for ids, trained in rows]
-
-
-def _common(first: str, second: str, one: Mapping[str, Update], other: Mapping[str, Update]) -> Common:
-    shared = [name for name in one if name in other and one[name].shape == other[name].shape]
-    layers = {name: found for name in shared if (found := overlap(one[name], other[name])) is not None}
-    sizes = [math.hypot(*(update.norm() for update in side.values())) if side else 0.0 for side in (one, other)]
-    cosine = None
-    if all(sizes):
-        cosine = math.fsum(one[name].inner(other[name]) for name in shared) / (sizes[0] * sizes[1])
-    return Common(first, second, cosine, layers, (len(one) - len(shared), len(other) - len(shared)))

@@ -28,12 +28,14 @@ from tunesmith.data.packing import pack
 from tunesmith.data.rendering import Renderer
 from tunesmith.errors import ModelError, UserError
 from tunesmith.models.causal_lm import CausalLM
+from tunesmith.models.encoder_lm import EncoderLM
 from tunesmith.models.generation import Generator
 from tunesmith.models.head_shape import has_head
 from tunesmith.models.loading import load_model
 from tunesmith.models.locate import ModelFolder, ModelRef, check_weights, locate, open_model
 from tunesmith.models.routes import Routes, Stack
 from tunesmith.records import Chat, Message
+from tunesmith.registry.result import check_result
 from tunesmith.types import Completion, Sampling
 from tunesmith.workshop.machinery import assemble
 from tunesmith.workshop.opening import recipe_of, renderer_for, require_base, trained_on
@@ -161,6 +163,12 @@ class Switchboard:
 
         What is drawn for a prompt depends on the seed and its place, not on its neighbours' adapters.
         """
+        if isinstance(self.model, EncoderLM):
+            raise ModelError(
+                "an encoder writes no answers",
+                where=str(self.base.path),
+                hint="ask it for `logits`, or load a causal base",
+            )
         stacks = self._stacks(prompts, adapters)
         found: dict[int, Completion] = {}
         by_stops: dict[frozenset[int], list[int]] = {}
@@ -178,6 +186,8 @@ class Switchboard:
 
     def _attached(self, source: str) -> tuple[_Held, list[str]]:
         reference = self._reference(source)
+        if reference.run is not None:
+            check_result(reference.run)
         require_base(reference, self.base)
         assert reference.adapter is not None
         settings, state = read_adapter(reference.adapter)

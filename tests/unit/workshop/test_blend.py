@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from tests.adapter_folders import write_random
 from tests.tiny import desk_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from tunesmith import embedded
 from tunesmith.adapters.peft_files import attach_read, read_adapter
@@ -163,6 +164,48 @@ def test_rows_and_whole_parameters_are_blended_too(
         found = model.state_dict()
     for key, value in expected.items():
         torch.testing.assert_close(found[key], value, rtol=1e-5, atol=1e-6)
+
+
+def test_peft_reads_a_blend_of_several_ranks(base: Path, folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = blend([folders["one"], folders["two"], folders["rows"]], tmp_path / "out", weights=(3, 2, 1)).folder
+    model = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(folder)).eval()
+    with torch.no_grad():
+        close(logits(base, folder), model(input_ids=torch.tensor(IDS)).logits[0])
+
+
+def gpt2_model(folder: Path, like: Path) -> None:
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=8192, n_embd=32, n_layer=2, n_head=4, n_positions=128, bos_token_id=1, eos_token_id=2
+    )
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copyfile(like / name, folder / name)
+
+
+@pytest.mark.parametrize("kind", ["transposed layers", "untied head"])
+@pytest.mark.parametrize(
+    "how", [{}, {"method": "ties", "merge": True, "dtype": "float32"}, {"method": "dare", "rank": 64}]
+)
+def test_other_shapes_of_models(tmp_path: Path, kind: str, how: dict[str, Any]) -> None:
+    """The gates hold what was written against the blend itself, folded layer by layer."""
+    like = embedded.model_folder("tunesmith-base-8m")
+    assert like is not None
+    if kind == "untied head":
+        desk_model(tmp_path / "base", like, tie_word_embeddings=False)
+    else:
+        gpt2_model(tmp_path / "base", like)
+    sections = (LoraSection(rank=4, alpha=8.0, train_tokens=[5, 9]), LoraSection(rank=2, alpha=4.0, train_tokens=[9]))
+    sources = [write_random(tmp_path / str(seed), tmp_path / "base", item, seed) for seed, item in enumerate(sections)]
+    result = blend(sources, tmp_path / "out", **how)
+    assert result.lost < 1e-5
+    assert all(gate.passed for gate in result.gates)
+    if not how:
+        one, two, found = (updates_in(tmp_path / "base", folder) for folder in (*sources, result.folder))
+        for name, update in found.items():
+            close(update, 0.5 * one[name] + 0.5 * two[name])
+        rows = {key for key in read_adapter(result.folder)[1] if key.endswith(".token_rows")}
+        assert len(rows) == (2 if kind == "untied head" else 1)
 
 
 def test_a_reduced_blend_says_what_it_leaves_out(base: Path, folders: dict[str, Path], tmp_path: Path) -> None:
