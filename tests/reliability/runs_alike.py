@@ -8,7 +8,7 @@ from typing import Any
 
 from tests.reliability.crashes import leftovers
 
-_TIMES = {"seconds", "total_seconds", "tokens_per_second", "time", "peak_memory_bytes", "rows_sha256", "seal"}
+_TIMES = {"seconds", "total_seconds", "tokens_per_second", "time", "times", "peak_memory_bytes", "rows_sha256", "seal"}
 _PAPERS = {"card.md", "report.html"}
 """They tell how long the run took: that they are there is all."""
 

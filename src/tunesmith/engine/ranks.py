@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -21,6 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from tunesmith.engine.interrupts import Asked
+from tunesmith.engine.stopwatch import Stopwatch
 from tunesmith.errors import GuardStopped, UserError
 from tunesmith.launcher import VARIABLES, num_ranks
 from tunesmith.types import Batch, Mean
@@ -35,6 +36,8 @@ class Ranks:
     """A world of one process."""
 
     rank, size = 0, 1
+    times: Stopwatch | None = None
+    """Hears how long sums take, as the host sees it; on CUDA a sum is queued and the host goes on."""
 
     @property
     def is_main(self) -> bool:
@@ -162,7 +165,8 @@ class World(Ranks):
     def _together(self) -> Iterator[None]:
         """A rank that is gone ends the others in words."""
         try:
-            yield
+            with self.times.part("communication") if self.times else nullcontext():
+                yield
         except RuntimeError as error:
             raise GuardStopped(
                 f"another rank of this run has ended ({str(error).splitlines()[0]})",

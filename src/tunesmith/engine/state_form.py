@@ -9,6 +9,7 @@ from typing import Any
 
 from tunesmith.engine import forms
 from tunesmith.engine.forms import Form, anything, boolean, keyed, listed, mapped, maybe, number, text, whole
+from tunesmith.engine.stopwatch import PARTS
 
 _COUNT, _LOSS = whole(), number()
 _LARGEST_SCALE = 2.0**24
@@ -25,6 +26,7 @@ _LEVEL = keyed(
 _STATE: Form = keyed(
     {
         "step": _COUNT, "updates": _COUNT, "tokens": _COUNT, "seconds": number(0.0), "loss": maybe(_LOSS),
+        "times": keyed({name: number(0.0) for name in PARTS}),
         "stream": keyed({"next_step": _COUNT}, others=True),
         "precision": keyed({"scale": number(1.0, _LARGEST_SCALE), "good_steps": whole(0, 1000)}),
         "hooks": listed(mapped(anything)),

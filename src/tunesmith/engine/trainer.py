@@ -33,6 +33,7 @@ from tunesmith.engine.reckoning import LEFT_OUT, Reckoning
 from tunesmith.engine.recovery import Recovery, RollBack
 from tunesmith.engine.relief import CannotRelieve, MemoryRelief
 from tunesmith.engine.saver import Bystander, Saver
+from tunesmith.engine.stopwatch import Stopwatch
 from tunesmith.engine.verdict import Judge
 from tunesmith.engine.vitals import LayerVital, LayerWatch, measure
 from tunesmith.engine.watchdog import Watchdog
@@ -93,7 +94,8 @@ class Trainer:
         self.name_row = name_row
         self.say = say
         self.interrupts = interrupts or Interrupts()
-        self.ranks = ranks or Ranks()
+        self.ranks, self.times = ranks or Ranks(), Stopwatch()
+        self.ranks.times = self.times
         self.watchdog = watchdog
         self.device: torch.device = model.device  # type: ignore[assignment]
         self.precision = Precision(options.precision, self.device)
@@ -138,7 +140,7 @@ class Trainer:
         with self.interrupts.watching(), self.watchdog.watching(self.step) if self.watchdog else nullcontext():
             try:
                 self._run_around_faults()
-                with self._other_work():
+                with self._other_work(), self.times.part("saving"):
                     self._finish_saving()
             except Asked:
                 self._leave()
@@ -147,7 +149,8 @@ class Trainer:
                 raise
         if self.interrupts.asked is not None:  # while the last checkpoint was written
             self._leave()
-        return Outcome(self.step, self.tokens, self.reckoning.last_loss, self.seconds, self._stopped)
+        spent, loss = self.times.spent(self.seconds), self.reckoning.last_loss
+        return Outcome(self.step, self.tokens, loss, self.seconds, self._stopped, spent)
 
     def _run_around_faults(self) -> None:
         while True:
@@ -162,7 +165,7 @@ class Trainer:
         """Steps to the end of the budget, or until a hook asks to stop."""
         self._interval()
         last = time.perf_counter()
-        for step in self.stream if self._stopped is None else ():
+        for step in self.times.drawn("input", self.stream if self._stopped is None else ()):
             if self.ranks.size == 1:  # several come to agree on it within the step
                 self.interrupts.check()
             facts = self._pass_over(step) if self.step in self.recovery.left_out else self._one_step(step)
@@ -255,7 +258,7 @@ class Trainer:
         self.model.eval()
         before = [hook.state_dict() for hook in self.hooks]
         try:
-            with self.interrupts.at_once(), self._other_work():
+            with self.interrupts.at_once(), self._other_work(), self.times.part("evaluation"):
                 reasons = [hook.at_interval(self.step) for hook in self.hooks]
         except Asked:  # what was seen of it is not remembered: a resume makes the whole of it
             for hook, state in zip(self.hooks, before, strict=True):
@@ -272,7 +275,7 @@ class Trainer:
         """Save a checkpoint of everything that a resume needs, once all numbers up to here are known to be good."""
         self._report(wait=True)
         trained = trained_of(self.adapter, self.objective.parts)
-        with self._other_work():
+        with self._other_work(), self.times.part("saving"):
             self.saver.save(
                 Checkpoint(self.step, trained, self.optimiser.state(), self.state()),
                 protect=self.best_steps(),
@@ -281,7 +284,7 @@ class Trainer:
     def state(self) -> dict[str, Any]:
         """Everything but tensors that a resume needs; plain values."""
         return {
-            "step": self.step, "updates": self.reckoning.updates, "tokens": self.tokens, "seconds": self.seconds,
+            "step": self.step, "updates": self.reckoning.updates, "tokens": self.tokens, "seconds": self.seconds, "times": dict(self.times.seconds),
             "loss": self.reckoning.last_loss if math.isfinite(self.reckoning.last_loss) else None,
             "stream": {**self.stream.state_dict(), "next_step": self.step},
             "precision": self.precision.state_dict(),
@@ -302,6 +305,7 @@ class Trainer:
         state = checkpoint.state
         self.step, self.reckoning.updates = int(state["step"]), int(state["updates"])
         self.tokens, self.seconds = int(state["tokens"]), float(state["seconds"])
+        self.times.load(state["times"])
         self.reckoning.last_loss = math.nan if state["loss"] is None else float(state["loss"])
         self.stream.load_state_dict(state["stream"])
         self.precision.load_state_dict(state["precision"])

@@ -22,6 +22,7 @@ from tunesmith.reports import accounts, answers, costs, framing, history, sectio
 from tunesmith.reports.descent import descent
 from tunesmith.reports.facts import Facts, read_facts
 from tunesmith.reports.measures import forgetting
+from tunesmith.reports.spent import spent
 from tunesmith.visible import is_inert
 
 PAGE = "report.html"
@@ -73,6 +74,7 @@ def views(facts: Facts) -> dict[str, Any]:
         "ledger": accounts.ledger(facts),
         "planned": costs.planned_against_measured(facts),
         "plan": costs.plan_view(facts),
+        "spent": spent(facts),
         "watched": sections.watched(facts),
         "events": happened,
         "more_events": more_events,

@@ -12,6 +12,7 @@ from tunesmith.disk import disk
 from tunesmith.engine.outcome import Outcome
 from tunesmith.engine.randomness import use_deterministic
 from tunesmith.engine.ranks import Ranks, joined
+from tunesmith.engine.stopwatch import Stopwatch
 from tunesmith.errors import RunError
 from tunesmith.evaluation.comparison import compare
 from tunesmith.evaluation.scorecard import Scorecard
@@ -113,6 +114,7 @@ class _Job(Start):
         fork: str | None = None,
         ranks: Ranks | None = None,
     ) -> None:
+        self.began = time.perf_counter()
         self.fork = find_fork(fork, run)
         parents = [RunFolder(parse_fork(fork)[0])] if fork is not None else []
         super().__init__(recipe, run, progress, parents)
@@ -123,6 +125,7 @@ class _Job(Start):
         self.has_begun = False
         self.model: Any = None
         self.meter: MemoryMeter
+        self.times = Stopwatch(("starting", "scoring", "writing"))
         self.scoring: Scoring | HeadedScoring
         self.objective: Objective
         self.result_step = 0
@@ -207,7 +210,9 @@ class _Job(Start):
         for note in scoring.notes:
             self._say("note", note)
         self.doing = "scoring the base"
-        base_card = self._base_card(scoring, machine)
+        self.times.seconds["starting"] = time.perf_counter() - self.began
+        with self.times.part("scoring"):
+            base_card = self._base_card(scoring, machine)
         self.meter.restart_peak()
         self._begin("training")
         self.has_begun = True
@@ -225,10 +230,13 @@ class _Job(Start):
         self._begin("writing the result")
         stop_ids = self.renderer.stop_ids
         result = (self.run, adapter, model, self.recipe, self.base.path, stop_ids, self.result_step, machine.headed)
-        for note in write_result(*result):
+        with self.times.part("writing"):
+            notes = write_result(*result)
+        for note in notes:
             self._say("note", note)
         self._begin("scoring the result")
-        tuned_card = scoring.score("tuned", machine)
+        with self.times.part("scoring"):
+            tuned_card = scoring.score("tuned", machine)
         tuned_card.save(self.run.scorecards_path, "tuned")
         if scoring.tasks:
             write_json(self.run.comparison_path, compare(base_card, tuned_card).to_json())
@@ -286,6 +294,7 @@ class _Job(Start):
         measured: dict[str, Any] = {
             "step": outcome.steps, "result_step": self.result_step, "tokens": outcome.tokens, "seconds": outcome.seconds, "total_seconds": seconds,
             "loss": outcome.loss if outcome.loss == outcome.loss else None, "peak_memory_bytes": peak_bytes,
+            "times": {**self.times.seconds, **outcome.times},
         }  # fmt: skip
         machine = self.recipe.machine
         if machine.watts is not None:
