@@ -66,7 +66,7 @@ def test_a_spoilt_folder(desk: Path, call: Call, write: Write, name: str) -> Non
 @pytest.mark.parametrize(
     ("changes", "needles"),
     [
-        ({"model_type": "foo", "architectures": ["FooForCausalLM"]}, ("model type `foo`", "config.json", "tested families")),
+        ({"model_type": "foo", "architectures": ["FooForCausalLM"]}, ("model type `foo`", "config.json", "models.md")),
         ({"hidden_size": 64}, ("another shape than config.json says", "(8192, 32)", "config.json")),
         ({"num_hidden_layers": 3}, ("lack layer 2", "config.json")),
     ],

@@ -14,15 +14,19 @@ from torch import nn
 from tunesmith.adapters.lora_layer import is_linear, own_weight, widths
 from tunesmith.adapters.parameters import suggest, summarise
 from tunesmith.errors import RecipeError
-from tunesmith.models.names import in_attention, in_feed_forward, matches
+from tunesmith.models.names import in_attention, in_feed_forward, is_router, matches
 
 WHERE = "adapter.targets"
 
 
 def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Name -> layer of every ``nn.Linear`` and ``Conv1D`` except the output head, in module order, each once."""
+    """Name -> layer of every ``nn.Linear`` and ``Conv1D`` except the output head and routers, in module order, each once."""
     heads = _heads(model)
-    return {name: module for name, module in model.named_modules() if is_linear(module) and id(module) not in heads}
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if is_linear(module) and id(module) not in heads and not is_router(name)
+    }
 
 
 def resolve(model: nn.Module, targets: Sequence[str]) -> list[str]:

@@ -90,11 +90,15 @@ class PackLayout:
         starts_D1: cumulative lengths, on the device.
         lengths: the same on the host.
         cached: keys and values in front of each document.
+        even: only documents of one length are grouped.
     """
 
-    def __init__(self, starts_D1: Tensor, lengths: Sequence[int], cached: Cached | None = None) -> None:
+    def __init__(
+        self, starts_D1: Tensor, lengths: Sequence[int], cached: Cached | None = None, *, even: bool = False
+    ) -> None:
         self.starts_D1 = starts_D1
         self.lengths = lengths
+        self.even = even
         self.longest = max(lengths)
         self.cached = cached
 
@@ -109,10 +113,8 @@ class PackLayout:
         order: list[npt.NDArray[np.int64]] = []
         while by_length:
             longest = int(lengths[by_length[0]])
-            count = next(
-                (place for place, index in enumerate(by_length) if 2 * lengths[index] <= longest and longest > 32),
-                len(by_length),
-            )
+            apart = longest - 1 if self.even else longest / 2 if longest > 32 else 0
+            count = next((place for place, index in enumerate(by_length) if lengths[index] <= apart), len(by_length))
             members = np.asarray(sorted(by_length[:count]), dtype=np.int64)
             del by_length[:count]
             columns_NL = np.broadcast_to(np.arange(longest), (count, longest))
@@ -167,6 +169,7 @@ def packed_attention(  # noqa: PLR0913 - the signature is that of transformers' 
     dropout: float = 0.0,
     sliding_window: int | None = None,
     softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **unused: Any,
 ) -> tuple[Tensor, None]:
     """Attention within each document of a pack, as transformers calls it.
@@ -182,28 +185,46 @@ def packed_attention(  # noqa: PLR0913 - the signature is that of transformers' 
         dropout: on the attention weights.
         sliding_window: how far back a token sees, itself included; as far ahead where the layer is not causal.
         softcap: tanh bound on the scores (Gemma 2).
+        s_aux: by head ``[H]`` the score of a sink, which takes its share of each softmax and gives nothing (gpt-oss).
         unused: what other implementations take.
 
     Returns:
         ``[1, T, H, D]`` and None.
-
-    Raises:
-        ModelError: the model needs attention sinks, which are not built.
     """
-    if unused.get("s_aux") is not None:
-        raise ModelError(
-            "this model uses attention sinks, which packed attention does not have",
-            where=f"attention layer {type(module).__name__}",
-            hint="take a model whose layers have none",
-        )
     if pack is None:
         length = query.shape[2]
         pack = _whole_row(length, query.device)
     sight = _Sight(bool(getattr(module, "is_causal", True)), sliding_window)
     rows = _Rows(query, key, value, pack.cached.of(module) if pack.cached is not None else None)
-    if _varlen_fits(query, dropout, softcap):
+    scores = _Scores(scaling, softcap, s_aux)
+    if scores.are_plain and query.shape[-1] == value.shape[-1] and _varlen_fits(query, dropout):
         return _varlen(rows, pack, scaling, sight), None
-    return _grouped(rows, pack, scaling, dropout, sight, softcap), None
+    return _grouped(rows, pack, scores, dropout, sight), None
+
+
+@dataclass(frozen=True)
+class _Scores:
+    """What a layer does to the products of queries and keys: scale, tanh bound, and by head the score of a sink ``[H]``."""
+
+    scaling: float | None
+    cap: float | None = None
+    sinks_H: Tensor | None = None
+
+    @property
+    def are_plain(self) -> bool:
+        """Whether fused kernels know them."""
+        return self.cap is None and self.sinks_H is None
+
+    def weights(self, q: Tensor, k: Tensor, seen: Tensor) -> Tensor:
+        """Attention weights ``[N, H, L, V + L]`` in fp32; a sink takes its share and is left out."""
+        scores = q @ k.transpose(-1, -2) * (self.scaling if self.scaling is not None else 1 / math.sqrt(q.shape[-1]))
+        if self.cap is not None:
+            scores = self.cap * torch.tanh(scores / self.cap)
+        scores = scores.masked_fill(~seen, float("-inf"))
+        if self.sinks_H is None:
+            return scores.softmax(-1, dtype=torch.float32)
+        sinks = self.sinks_H.to(scores.dtype).view(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
+        return torch.cat([scores, sinks], dim=-1).softmax(-1, dtype=torch.float32)[..., :-1]
 
 
 @dataclass(frozen=True)
@@ -237,8 +258,8 @@ def moved(values: npt.NDArray[np.int64], device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
-def _varlen_fits(query: Tensor, dropout: float, softcap: float | None) -> bool:
-    if not query.is_cuda or dropout > 0 or softcap is not None or torch.are_deterministic_algorithms_enabled():
+def _varlen_fits(query: Tensor, dropout: float) -> bool:
+    if not query.is_cuda or dropout > 0 or torch.are_deterministic_algorithms_enabled():
         return False
     return query.dtype in (torch.bfloat16, torch.float16) and query.shape[-1] <= 256
 
@@ -272,15 +293,8 @@ def _old_varlen() -> bool:
     return (major, minor) < (2, 12)
 
 
-def _grouped(
-    rows: _Rows,
-    pack: PackLayout,
-    scaling: float | None,
-    dropout: float,
-    sight: _Sight,
-    softcap: float | None,
-) -> Tensor:
-    num_heads, width = rows.query.shape[1], rows.query.shape[2]
+def _grouped(rows: _Rows, pack: PackLayout, scores: _Scores, dropout: float, sight: _Sight) -> Tensor:
+    num_heads, width = rows.query.shape[1], rows.value.shape[2]
     pieces = []
     for group in pack.groups:
         count, longest = group.take_NL.shape
@@ -295,7 +309,7 @@ def _grouped(
         if k.shape[1] != num_heads:
             k, v = (tensor.repeat_interleave(num_heads // tensor.shape[1], dim=1) for tensor in (k, v))
         lengths_N = None if sight.causal else group.lengths_N
-        out = _attend(q, k, v, scaling, dropout, sight, softcap, lengths_N)
+        out = _attend((q, k, v), scores, dropout, sight, lengths_N)
         pieces.append(out.transpose(1, 2).reshape(count * longest, num_heads, width).index_select(0, group.real_R))
     joined = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
     if pack.order_T is not None:
@@ -304,14 +318,7 @@ def _grouped(
 
 
 def _attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    scaling: float | None,
-    dropout: float,
-    sight: _Sight,
-    softcap: float | None,
-    lengths_N: Tensor | None,
+    qkv: tuple[Tensor, Tensor, Tensor], scores: _Scores, dropout: float, sight: _Sight, lengths_N: Tensor | None
 ) -> Tensor:
     """Attention over a rectangle; what cells behind a document's end give is dropped by the caller.
 
@@ -319,11 +326,12 @@ def _attend(
     place. Such a layer never looks behind the end of a document; to one that is not causal ``lengths_N`` says where it is,
     or nothing where all documents are as long as the rectangle.
     """
+    q, k, v = qkv
     length = k.shape[2]
     front = length - q.shape[2]
     banded = sight.banded(length)
-    if softcap is None and not banded and lengths_N is None and not (front and sight.causal):
-        return F.scaled_dot_product_attention(q, k, v, is_causal=sight.causal, scale=scaling, dropout_p=dropout)
+    if scores.are_plain and not banded and lengths_N is None and not (front and sight.causal):
+        return F.scaled_dot_product_attention(q, k, v, is_causal=sight.causal, scale=scores.scaling, dropout_p=dropout)
     place = torch.arange(length, device=q.device)
     distance = place[front:, None] - place[None, :]
     seen = distance >= 0 if sight.causal else torch.ones_like(distance, dtype=torch.bool)
@@ -333,11 +341,9 @@ def _attend(
         within_NL = place[None, :] < (lengths_N + front)[:, None]
         seen = (seen[None] & within_NL[:, None, :])[:, None]
         seen[..., 0] |= ~within_NL[:, None, front:]
-    if softcap is None:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scaling, dropout_p=dropout)
-    scores = q @ k.transpose(-1, -2) * (scaling if scaling is not None else 1 / math.sqrt(q.shape[-1]))
-    scores = softcap * torch.tanh(scores / softcap)
-    weights = scores.masked_fill(~seen, float("-inf")).softmax(-1, dtype=torch.float32).to(v.dtype)
+    if scores.are_plain:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scores.scaling, dropout_p=dropout)
+    weights = scores.weights(q, k, seen).to(v.dtype)
     return F.dropout(weights, dropout) @ v if dropout > 0 else weights @ v
 
 

@@ -5,6 +5,7 @@ The base of the model runs with our packed attention; its head runs fused with t
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,11 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tunesmith.errors import ModelError
 from tunesmith.models.attention import NAME
 from tunesmith.models.divergence import symmetric_divergence
 from tunesmith.models.embedding_noise import EmbeddingNoise
+from tunesmith.models.facade_check import check_facade
+from tunesmith.models.families import POSITIONS_AFTER_PADDING, Unpacked
 from tunesmith.models.head import Head, token_logprob
+from tunesmith.models.head_inputs import HeadInputs
+from tunesmith.models.packs import in_rectangles
 from tunesmith.models.token_rows import trained_rows
 from tunesmith.models.virtual_tokens import front_of
 from tunesmith.types import Batch, Outputs
@@ -25,13 +29,21 @@ from tunesmith.types import Batch, Outputs
 class CausalLM(nn.Module):
     """A causal language model as objectives see it.
 
-    ``hf`` is the module of transformers; adapters attach to it and its parameter names are the names everywhere.
+    Args:
+        hf: the module of transformers; adapters attach to it and its parameter names are the names everywhere.
+        unpacked: why its documents cannot lie in one row; None where they can.
     """
 
-    def __init__(self, hf: nn.Module) -> None:
+    is_causal = True
+    """Whether a token sees those before it only."""
+
+    def __init__(self, hf: nn.Module, unpacked: Unpacked | None = None) -> None:
         super().__init__()
         self.hf: Any = hf
+        self.unpacked = unpacked
         self.noise: EmbeddingNoise | None = None
+        self._head_inputs: HeadInputs | None = None
+        self._plain = plain_attention_of(type(hf))
         self.use_packs()
 
     @property
@@ -41,8 +53,42 @@ class CausalLM(nn.Module):
         return device
 
     def use_packs(self) -> None:
-        """Run attention over packs (training, scoring)."""
-        _set_attention(self.hf, NAME)
+        """Run attention over packs (training, scoring); a model that cannot pack keeps its own."""
+        _set_attention(self.hf, self._plain if self.unpacked else NAME)
+
+    @property
+    def packing(self) -> str:
+        """How the documents of a batch run, in words."""
+        return "documents in one row" if self.unpacked is None else self.unpacked.how
+
+    @property
+    def shares_passes(self) -> bool:
+        """Whether each layer sees every token of a batch, once, and the head is read outside of the model."""
+        return self.unpacked is None and self._head_inputs is None
+
+    @property
+    def takes_trees(self) -> bool:
+        """Whether the base takes a mask of our own and gives what the head reads (candidates as a tree)."""
+        return self.shares_passes and self._plain == "sdpa" and not self.first_position
+
+    @property
+    def first_position(self) -> int:
+        """Number of a document's first position."""
+        config = self.hf.config.get_text_config()
+        return int(config.pad_token_id) + 1 if config.model_type in POSITIONS_AFTER_PADDING else 0
+
+    @property
+    def catches_head_inputs(self) -> bool:
+        """Whether the model itself leads to its output layer."""
+        return self._head_inputs is not None
+
+    def catch_head_inputs(self) -> bool:
+        """From here on let the model itself lead to its output layer; False where it did already or there is none."""
+        layer = self.hf.get_output_embeddings()
+        if self._head_inputs is not None or layer is None:
+            return False
+        self._head_inputs = HeadInputs(layer)
+        return True
 
     def add_embedding_noise(self, alpha: float) -> None:
         """From here on passes in training mode read their tokens with noise (NEFTune)."""
@@ -50,7 +96,7 @@ class CausalLM(nn.Module):
 
     def base(self) -> Any:
         """The model without its language head."""
-        return getattr(self.hf, self.hf.base_model_prefix)
+        return base_of(self.hf)
 
     @property
     def is_headless(self) -> bool:
@@ -59,8 +105,9 @@ class CausalLM(nn.Module):
 
     def drop_head(self) -> None:
         """Take away the language head, so that nothing trains, adapts or saves it."""
+        base = self.base()
         for name, _ in list(self.hf.named_children()):
-            if name != self.hf.base_model_prefix:
+            if getattr(self.hf, name) is not base:
                 setattr(self.hf, name, None)
         self.hf.get_output_embeddings = lambda: None
 
@@ -76,9 +123,9 @@ class CausalLM(nn.Module):
 
     @contextmanager
     def plain_attention(self) -> Iterator[Any]:
-        """Within the context ``hf`` is an ordinary model of transformers with SDPA (generation with a cache)."""
+        """Within the context ``hf`` is an ordinary model of transformers with its own attention (generation with a cache)."""
         was_training = self.hf.training
-        _set_attention(self.hf, "sdpa")
+        _set_attention(self.hf, self._plain)
         self.hf.eval()
         try:
             yield self.hf
@@ -101,31 +148,59 @@ class CausalLM(nn.Module):
 
         Virtual tokens of adapters go in here and leave no state.
         """
+        return self._states(batch, layer, of_head=False)
+
+    def _states(self, batch: Batch, layer: int | None, *, of_head: bool) -> Tensor:
+        """Hidden states, or with ``of_head`` what the head is read from."""
         if self.noise is not None:
             self.noise.lengths = batch.lengths if self.hf.training else None
         front = front_of(self.hf)
         laid = front.lay(batch, self.hf.get_input_embeddings())
-        result = self.base()(
-            **self._inputs(laid.tokens, laid.positions_T[None]), pack=laid.pack, output_hidden_states=layer is not None
-        )
+        caught = self._head_inputs if of_head else None
+        if self.unpacked is None:
+            given = self._inputs(laid.tokens, laid.positions_T[None]) | {"pack": laid.pack}
+            hidden_TH = self._run(given, layer, caught)[0]
+        else:
+            even = self.unpacked.even
+            hidden_TH = in_rectangles(laid.tokens, laid.pack, lambda rows: self._run(rows, layer, caught), even=even)
         if self.noise is not None:  # generation reads the same embedding
             self.noise.lengths = None
         if front.cached is not None:
             front.cached.require_all_asked(self.hf)
-        hidden_TH: Tensor = (result.last_hidden_state if layer is None else result.hidden_states[layer])[0]
         return hidden_TH if laid.own_T is None else hidden_TH.index_select(0, laid.own_T)
 
+    def _run(self, given: dict[str, Any], layer: int | None, caught: HeadInputs | None) -> Tensor:
+        """States ``[N, L, H]`` of rows, or of a pack as one row."""
+        module = self.hf if caught else self.base()
+        if "use_cache" in _parameters_of(module):
+            given = given | {"use_cache": False}
+        if caught is not None:
+            return caught.of(module, given)
+        if layer is None:
+            return module(**given).last_hidden_state  # type: ignore[no-any-return]
+        return module(**given, output_hidden_states=True).hidden_states[layer]  # type: ignore[no-any-return]
+
     def _inputs(self, tokens: dict[str, Tensor], positions: Tensor) -> dict[str, Any]:
-        """What the base's forward takes; ``tokens`` has ``input_ids`` or ``inputs_embeds``."""
-        return {**tokens, "position_ids": positions, "use_cache": False}
+        """What the base's forward takes of a pack; ``tokens`` has ``input_ids`` or ``inputs_embeds``."""
+        given: dict[str, Any] = {**tokens, "position_ids": positions + self.first_position}
+        has_types = getattr(self.hf.config, "type_vocab_size", 0) and "token_type_ids" in _parameters_of(self.base())
+        return given | ({"token_type_ids": torch.zeros_like(positions)} if has_types else {})
 
     def logits(self, batch: Batch) -> Tensor:
         """Logits of every position of a pack ``[T, V]``, in fp32."""
-        return self.logits_of(self.hidden(batch))
+        return self.logits_of(self.states(batch))
+
+    def states(self, batch: Batch) -> Tensor:
+        """What ``logits_of`` reads of every position of a pack ``[T, H]``: hidden states, or what the output layer is given."""
+        return self._states(batch, None, of_head=True)
 
     def logits_of(self, hidden_SH: Tensor) -> Tensor:
-        """Logits behind hidden states of the last layer ``[S, V]``, in fp32."""
+        """Logits behind ``states`` ``[S, V]``, in fp32."""
         return self.head().logits(self._before_head(hidden_SH))
+
+    def last_logits(self, batch: Batch) -> Tensor:
+        """Logits behind the last token of each document of a pack ``[D, V]``, in fp32."""
+        return self.logits_of(self.states(batch).index_select(0, batch.starts_D1[1:].long() - 1))
 
     def _before_head(self, hidden_SH: Tensor) -> Tensor:
         """What the fused head reads."""
@@ -149,8 +224,9 @@ class CausalLM(nn.Module):
         Returns:
             What was wanted; log-probabilities in fp32 nats at scored positions.
         """
-        hidden_TH = self.hidden(batch, layer)
-        if set(want) <= {"hidden"}:
+        only_hidden = set(want) <= {"hidden"}
+        hidden_TH = self._states(batch, layer, of_head=not only_hidden)
+        if only_hidden:
             return Outputs(hidden_TH=hidden_TH)
         more = "entropy" in want or "correct" in want
         scored_SH = self._before_head(hidden_TH.index_select(0, batch.scored_S))
@@ -170,54 +246,49 @@ class CausalLM(nn.Module):
             raise ValueError("`divergence` is measured from the hidden states `against` of another pass")
         return symmetric_divergence(scored_SH, against.index_select(0, batch.scored_S), self.head())
 
-    @torch.no_grad()
     def check_facade(self, where: str = "") -> None:
-        """Compare our head and packed attention with the model's own forward on a dozen tokens.
+        """Compare our head and attention with the model's own forward on a dozen tokens.
 
         Args:
             where: the model's folder, for errors.
 
         Raises:
-            ModelError: values are not finite, or the model does something to hidden states or logits that the facade
-                does not know.
+            ModelError: values are not finite, documents of a pack see each other, or the model does something to hidden states or
+                logits that the facade does not know.
         """
-        size = self.hf.get_input_embeddings().weight.shape[0]
-        ids_T = (torch.arange(12, device=self.device) * 7 + 3) % size
-        batch = Batch(
-            input_ids_T=ids_T, positions_T=torch.arange(12, device=self.device),
-            starts_D1=torch.tensor([0, 12], dtype=torch.int32, device=self.device), lengths=(12,),
-            scored_S=torch.arange(12, device=self.device), targets_S=ids_T,
-            weights_S=torch.ones(12, device=self.device), document_S=torch.zeros(12, dtype=torch.long, device=self.device),
-            rows=(0,),
-        )  # fmt: skip
-        training = self.hf.training
-        self.hf.eval()
-        hidden_TH = self.hidden(batch)
-        ours_TV = hidden_TH.float() if self.is_headless else self.head().logits(hidden_TH)
-        self.hf.train(training)
-        with self.plain_attention() as hf:
-            if self.is_headless:
-                theirs_TV = self.base()(input_ids=ids_T[None], use_cache=False).last_hidden_state[0].float()
-            else:
-                theirs_TV = hf(input_ids=ids_T[None], use_cache=False).logits[0].float()
-        if not bool(theirs_TV.isfinite().all()):
-            raise ModelError(
-                "the model's weights give values that are not finite",
-                where=where,
-                hint="the weights are damaged or were saved from a run that diverged: copy them again",
-            )
-        gap = (ours_TV - theirs_TV).abs().max().item()
-        bound = (2e-4 if self.hf.dtype == torch.float32 else 5e-2) * max(1.0, theirs_TV.abs().max().item())
-        if not gap <= bound:
-            raise ModelError(
-                f"this architecture ({type(self.hf).__name__}) computes its logits in a way Tunesmith does not know: "
-                f"largest difference {gap:.3g} against {bound:.3g} allowed",
-                where=where,
-                hint="tested families: Llama, Qwen 2 and 3, Mistral, Gemma, Phi, GPT-2",
-            )
+        check_facade(self, where)
+
+    def checked(self, batch: Batch) -> Tensor:
+        """What the check compares ``[T, …]``: logits, or states where there is no language head."""
+        return self.hidden(batch).float() if self.is_headless else self.logits(batch)
+
+    def plainly(self, ids_T: Tensor) -> Tensor:
+        """The same of one document by the model's own forward."""
+        if self.is_headless:
+            return self.base()(input_ids=ids_T[None]).last_hidden_state[0].float()  # type: ignore[no-any-return]
+        return self.hf(input_ids=ids_T[None]).logits[0].float()  # type: ignore[no-any-return]
+
+
+def base_of(hf: Any) -> Any:
+    """The model without its language head: by its prefix, else the child that holds the embedding of tokens."""
+    base = getattr(hf, hf.base_model_prefix, None)
+    if base is not None:
+        return base
+    embedding = hf.get_input_embeddings()
+    return next(child for child in hf.children() if any(module is embedding for module in child.modules()))
+
+
+def _parameters_of(module: nn.Module) -> frozenset[str]:
+    """Names of what a module's forward takes."""
+    return frozenset(inspect.signature(module.forward).parameters)
 
 
 def _set_attention(hf: Any, name: str) -> None:
     """Switch every attention layer; they share the model's configuration object."""
     for config in {id(item): item for item in (hf.config, hf.config.get_text_config())}.values():
         config._attn_implementation = name
+
+
+def plain_attention_of(kind: Any) -> str:
+    """The attention of transformers that a class of models runs with, where packs are not asked for."""
+    return "sdpa" if getattr(kind, "_supports_sdpa", False) else "eager"

@@ -26,6 +26,8 @@ DROPPED_FIELDS = frozenset(
 So are names with two underscores before them, which are Python's own.
 """
 
+_NUMBER = "__float__"
+
 
 def read_config(folder: Path) -> dict[str, Any]:
     """Values of config.json as they stand.
@@ -51,18 +53,29 @@ def dropped(values: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(_dropped(values, ""))
 
 
+def with_numbers(value: Any) -> Any:
+    """The value with infinities as numbers, which transformers writes as an object of their name."""
+    if isinstance(value, Mapping):
+        return float(value[_NUMBER]) if _is_number(value) else {key: with_numbers(item) for key, item in value.items()}
+    return [with_numbers(item) for item in value] if isinstance(value, list) else value
+
+
+def _is_number(value: Mapping[str, Any]) -> bool:
+    return list(value) == [_NUMBER] and value[_NUMBER] in ("Infinity", "-Infinity", "NaN")
+
+
 def _is_dropped(key: str) -> bool:
     return key in DROPPED_FIELDS or key.startswith("__")
 
 
 def _inner(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return obeyed(value)
+        return dict(value) if _is_number(value) else obeyed(value)
     return [_inner(item) for item in value] if isinstance(value, list) else value
 
 
 def _dropped(value: Any, path: str) -> Iterator[str]:
-    if isinstance(value, Mapping):
+    if isinstance(value, Mapping) and not _is_number(value):
         for key, inner in value.items():
             if _is_dropped(key):
                 yield f"{path}{key}"

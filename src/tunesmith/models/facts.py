@@ -12,6 +12,15 @@ from typing import Any
 from tunesmith.errors import ModelError
 from tunesmith.models import config_file, names
 from tunesmith.models.dropout import dropout_rates
+from tunesmith.models.families import (
+    BASE_PREFIX,
+    ENCODERS,
+    POSITIONS_AFTER_PADDING,
+    SHARED_LAYERS,
+    UNPACKED,
+    WITHOUT_HEADS,
+    Unpacked,
+)
 from tunesmith.models.weights import TensorInfo, read_tensors
 
 MOST_SIZE = 1 << 40
@@ -19,16 +28,23 @@ MOST_SIZE = 1 << 40
 
 _BUFFERS = re.compile(r"rotary_emb\.inv_freq$|\.masked_bias$|position_ids$|rotary_pos_emb\.inv_freq$")
 _SHORT_TYPES = {"F32": "fp32", "BF16": "bf16", "F16": "fp16"}
-_BASE_PREFIX = {
-    "gpt2": "transformer", "gpt_neo": "transformer", "gptj": "transformer", "codegen": "transformer",
-    "bloom": "transformer", "falcon": "transformer", "gpt_neox": "gpt_neox",
-    "bert": "bert", "roberta": "roberta", "xlm-roberta": "roberta", "camembert": "roberta",
-}  # fmt: skip
-ENCODERS = frozenset({"bert", "roberta", "xlm-roberta", "camembert", "modernbert"})
-"""Model types that read in both directions and that the encoders' facade knows."""
-_POSITIONS_AFTER_PADDING = frozenset({"roberta", "xlm-roberta", "camembert"})
-"""Encoders whose first position is the one after the padding token's id."""
 _UNSTATED_CONTEXT = 2048
+_HIDDEN = ("hidden_size", "n_embd", "d_model", "dim", "emb_dim")
+_HEADS = (
+    "num_attention_heads",
+    "n_head",
+    "num_heads",
+    "n_heads",
+    "decoder_attention_heads",
+    "num_decoder_attention_heads",
+    "attention_heads",
+)
+_LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers", "decoder_layers", "num_decoder_layers")
+_CONTEXT = (
+    "max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx", "max_target_positions",
+    "max_decoder_position_embeddings",
+)  # fmt: skip
+"""Names of sizes, in the order in which they are believed."""
 _HEAD_WEIGHT = re.compile(r"^[^.]+\.weight$|\.decoder\.weight$")
 """The matrix of a language head that a tied embedding stands in for; encoders have other layers in theirs."""
 _TIED_BIASES = ("predictions.decoder.bias", "lm_head.decoder.bias")
@@ -74,7 +90,13 @@ class ModelFacts:
     @property
     def is_encoder(self) -> bool:
         """Whether each token sees those before and those behind it."""
-        return self.model_type in ENCODERS and not self.is_causal_lm
+        named = any(word in self.architecture for word in ("MaskedLM", "WithLMHeadModel"))
+        return self.model_type in ENCODERS and (named or not self.is_causal_lm)
+
+    @property
+    def unpacked(self) -> Unpacked | None:
+        """Why documents of this family cannot lie in one row; None where they can."""
+        return UNPACKED.get(self.model_type)
 
     @property
     def logit_rows(self) -> int:
@@ -84,12 +106,15 @@ class ModelFacts:
     @property
     def base_prefix(self) -> str:
         """First part of the names of the base model's own parameters."""
-        return _BASE_PREFIX.get(self.model_type, "model")
+        return BASE_PREFIX.get(self.model_type, "model")
 
     @property
     def is_causal_lm(self) -> bool:
         """Whether the architecture predicts the next token, by its name."""
-        return any(word in self.architecture for word in ("CausalLM", "LMHeadModel", "ForConditionalGeneration"))
+        return any(
+            word in self.architecture
+            for word in ("CausalLM", "LMHeadModel", "GenerationDecoder", "ForConditionalGeneration")
+        )
 
     @property
     def shape_name(self) -> str:
@@ -117,18 +142,20 @@ def read_facts(folder: Path) -> ModelFacts:
     kept = _parameters(stored, model_type, tied)
     shapes = {name: item.shape for name, item in kept.items()}
     size = _Sizes(folder, config)
-    hidden = size.need("hidden_size", "n_embd", "d_model")
-    heads = size.need("num_attention_heads", "n_head")
+    hidden = size.need(*_HIDDEN)
+    heads = 1 if model_type in WITHOUT_HEADS else size.need(*_HEADS)
     vocabulary = size.need("vocab_size")
-    rows = next((shape[0] for name, shape in shapes.items() if names.is_embedding(name)), vocabulary)
-    context = size.get("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
+    rows = next(
+        (shape[0] for name, shape in shapes.items() if names.is_embedding(name) and len(shape) == 2), vocabulary
+    )
+    context = size.get(*_CONTEXT)
     facts = ModelFacts(
         architecture=_architecture(whole),
         model_type=model_type,
         num_parameters=sum(item.num_elements for item in kept.values()),
         weights_bytes=sum(item.num_bytes for item in kept.values()),
         hidden_size=hidden,
-        num_layers=size.need("num_hidden_layers", "n_layer"),
+        num_layers=size.length("layers_block_type") or size.need(*_LAYERS),
         num_heads=heads,
         num_kv_heads=_kv_heads(config, size, heads),
         head_dim=size.get("head_dim") or max(1, hidden // heads),
@@ -187,6 +214,11 @@ class _Sizes:
                 return self._believable(key, value)
         return None
 
+    def length(self, key: str) -> int | None:
+        """Length of a list that has an entry for each layer."""
+        value = self.config.get(key)
+        return self._believable(key, len(value)) if isinstance(value, list) and value else None
+
     def need(self, *keys: str) -> int:
         value = self.get(*keys)
         if value is None:
@@ -212,7 +244,7 @@ def _kv_heads(config: Mapping[str, Any], size: _Sizes, heads: int) -> int:
 
 def _lost_positions(config: Mapping[str, Any], model_type: str) -> int:
     """Rows of the position embedding that no token of a text ever has."""
-    if model_type not in _POSITIONS_AFTER_PADDING:
+    if model_type not in POSITIONS_AFTER_PADDING:
         return 0
     pad = config.get("pad_token_id")
     return (pad if isinstance(pad, int) and not isinstance(pad, bool) else 1) + 1
@@ -228,7 +260,7 @@ def _is_tied(config: Mapping[str, Any], stored: Mapping[str, TensorInfo]) -> boo
 
 def _parameters(stored: Mapping[str, TensorInfo], model_type: str, tied: bool) -> dict[str, TensorInfo]:
     """Stored tensors that are parameters, under the names of the causal language model's module."""
-    prefix = _BASE_PREFIX.get(model_type, "model")
+    prefix = BASE_PREFIX.get(model_type, "model")
     bare = not any(name.startswith((f"{prefix}.", "model.", "transformer.", "language_model.")) for name in stored)
     kept: dict[str, TensorInfo] = {}
     for name, item in stored.items():
@@ -274,7 +306,7 @@ def _check_together(folder: Path, facts: ModelFacts) -> None:
     layers = {index for name in facts.tensors if (index := names.layer_index(name)) is not None}
     missing = next((index for index in range(facts.num_layers) if index not in layers), None)
     again = "config.json and the weights do not belong together: copy the whole folder again"
-    if missing is not None:
+    if missing is not None and facts.model_type not in SHARED_LAYERS:
         raise ModelError(
             f"config.json says {facts.num_layers} layers, the weight files lack layer {missing}",
             where=str(folder),

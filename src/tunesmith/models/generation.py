@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from tunesmith.models.causal_lm import CausalLM
+from tunesmith.models.packs import pack_of
 from tunesmith.models.routes import Routes
 from tunesmith.models.virtual_tokens import front_of
 from tunesmith.types import Completion, Sampling
@@ -96,7 +97,7 @@ class Generator:
         if room < 1:
             return
         with self.model.plain_attention() as hf, weights_held(hf), torch.inference_mode():
-            state = _Decoding(hf, [prompt], self.pad_id)
+            state = self._start(hf, [prompt])
             draws = [_stream_for(how.seed, 0)]
             for left in range(room - 1, -1, -1):
                 chosen, _logprob = _choose(state.logits_BV, how, draws)
@@ -106,6 +107,11 @@ class Generator:
                 yield token
                 if left:
                     state.advance(chosen)
+
+    def _start(self, hf: Any, prompts: Sequence[Sequence[int]]) -> _Decoding | _Recomputing:
+        if self.model.unpacked is not None:
+            return _Recomputing(self.model, prompts)
+        return _Decoding(hf, prompts, self.pad_id, self.model.first_position)
 
     def _room(self, prompt: Sequence[int], how: Sampling) -> int:
         """Most tokens of an answer to ``prompt``."""
@@ -126,7 +132,7 @@ class Generator:
         rooms = [self._room(prompt, how) for prompt in prompts]
         alive = list(range(len(prompts)))
         with self.model.plain_attention() as hf, weights_held(hf), torch.inference_mode():
-            state = _Decoding(hf, prompts, self.pad_id)
+            state = self._start(hf, prompts)
             while True:
                 chosen, logprob = _choose(state.logits_BV, how, [draws[index] for index in alive])
                 keep: list[int] = []
@@ -171,8 +177,9 @@ def weights_held(hf: nn.Module) -> Iterator[None]:
 class _Decoding:
     """The cache, mask and last logits of a batch of growing sequences."""
 
-    def __init__(self, hf: Any, prompts: Sequence[Sequence[int]], pad_id: int) -> None:
+    def __init__(self, hf: Any, prompts: Sequence[Sequence[int]], pad_id: int, first_position: int) -> None:
         self.hf = hf
+        self.first_position = first_position
         device = hf.device
         front = front_of(hf)
         longest = max(len(prompt) for prompt in prompts) + front.num_embedded
@@ -191,7 +198,7 @@ class _Decoding:
         result = self.hf(
             **given,
             attention_mask=self.mask_BT,
-            position_ids=positions_BT,
+            position_ids=positions_BT + self.first_position,
             past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=1,
@@ -211,6 +218,29 @@ class _Decoding:
         self.mask_BT = torch.cat([self.mask_BT, self.mask_BT.new_ones(len(tokens_B), 1)], dim=1)
         self.logits_BV = self._forward({"input_ids": tokens_B[:, None]}, self.lengths_B[:, None])
         self.lengths_B = self.lengths_B + 1
+
+
+class _Recomputing:
+    """Growing sequences of a model whose cache is not ours to pad and cut: each token runs its whole sequence again."""
+
+    def __init__(self, model: CausalLM, prompts: Sequence[Sequence[int]]) -> None:
+        self.model = model
+        self.sequences = [list(prompt) for prompt in prompts]
+        self.logits_BV = self._forward()
+
+    def _forward(self) -> Tensor:
+        ids_T = torch.tensor([token for sequence in self.sequences for token in sequence], device=self.model.device)
+        return self.model.last_logits(pack_of(ids_T, [len(sequence) for sequence in self.sequences]))
+
+    def keep(self, rows: list[int]) -> None:
+        """Drop the sequences that ended."""
+        self.sequences = [self.sequences[row] for row in rows]
+
+    def advance(self, tokens_B: Tensor) -> None:
+        """Append a token to each sequence."""
+        for sequence, token in zip(self.sequences, tokens_B.tolist(), strict=True):
+            sequence.append(token)
+        self.logits_BV = self._forward()
 
 
 def _stream_for(seed: int, number: int) -> torch.Generator:

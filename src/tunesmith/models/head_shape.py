@@ -15,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from tunesmith.errors import ModelError, RecipeError
 from tunesmith.foreign import read_object
 from tunesmith.models.facts import ModelFacts
+from tunesmith.models.families import OWN_HEADS
 from tunesmith.recipe.heads import ClassifySection, HeadedSection, PooledSection, TagSection
 from tunesmith.tags import OUTSIDE
 
@@ -179,6 +180,8 @@ def transformers_class(shape: HeadShape, facts: ModelFacts) -> str | None:
     if shape.layer is not None:
         return None
     plain = shape.kind == "linear"
+    if facts.is_encoder and facts.model_type not in OWN_HEADS:
+        return None
     if facts.is_encoder and facts.model_type == "modernbert":
         modern = shape.norm and not shape.dense_bias and shape.width == shape.inputs and shape.bias
         return name if modern and shape.pooling in ("first", "mean", "words") else None

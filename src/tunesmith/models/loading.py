@@ -18,13 +18,13 @@ from transformers.utils import logging as transformers_logging
 
 from tunesmith.errors import ModelError
 from tunesmith.models import config_file, quantised
-from tunesmith.models.causal_lm import CausalLM
+from tunesmith.models.causal_lm import CausalLM, base_of, plain_attention_of
 from tunesmith.models.dropout import dropout_keys
 from tunesmith.models.encoder_lm import EncoderLM
 from tunesmith.models.facts import read_facts
 from tunesmith.models.weights import INDEX, SINGLE, weight_files
 
-_TESTED = "tested families: Llama, Qwen 2 and 3, Mistral, Gemma, Phi, GPT-2"
+_TESTED = "docs/reference/models.md lists the families that were tried"
 _BELONG = "config.json and weights do not belong together, or the folder is incomplete: copy the whole folder again"
 _LONGEST = 200
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -45,7 +45,7 @@ def read_config(folder: Path, dropout: Mapping[str, float] | None = None) -> Any
     Raises:
         ModelError: missing, not JSON, or an architecture that transformers does not have.
     """
-    values = config_file.obeyed(config_file.read_config(folder))
+    values = config_file.with_numbers(config_file.obeyed(config_file.read_config(folder)))
     kind = values.pop("model_type", None)
     try:
         config = AutoConfig.for_model(kind, **values)
@@ -105,7 +105,7 @@ def load_model(
     _refuse_other_weights(hf, report, folder, headless=headless)
     _place(hf, folder, quantise, dtype, device)
     hf.config.use_cache = False
-    model = EncoderLM(hf) if facts.is_encoder else CausalLM(hf)
+    model = (EncoderLM if facts.is_encoder else CausalLM)(hf, facts.unpacked)
     if headless:
         model.drop_head()
     if check:
@@ -120,7 +120,7 @@ def _stored(folder: Path, kind: Any, config: Any, dtype: torch.dtype) -> tuple[A
             beside,
             config=config,
             dtype=dtype,
-            attn_implementation="sdpa",
+            attn_implementation=_plain_attention(kind, config),
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=False,
@@ -134,8 +134,14 @@ def _drawn(kind: Any, config: Any, dtype: torch.dtype, seed: int) -> Any:
     """The module with weights drawn as its family draws them; the process's generators are left as they were."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        hf = kind.from_config(config, dtype=torch.float32, attn_implementation="sdpa", trust_remote_code=False)
+        plain = _plain_attention(kind, config)
+        hf = kind.from_config(config, dtype=torch.float32, attn_implementation=plain, trust_remote_code=False)
     return hf.to(dtype).eval()
+
+
+def _plain_attention(kind: Any, config: Any) -> str:
+    """The attention that the class of a configuration can start with."""
+    return plain_attention_of(kind._model_mapping[type(config)])
 
 
 def _place(hf: Any, folder: Path, quantise: str, dtype: torch.dtype, device: str) -> None:
@@ -168,7 +174,7 @@ def _refuse_other_weights(hf: Any, report: Mapping[str, Any], folder: Path, *, h
     missing = sorted(
         name
         for name in report.get("missing_keys", ())
-        if not _is_tied(hf, name) and (not headless or name.startswith(f"{hf.base_model_prefix}."))
+        if not _is_tied(hf, name) and (not headless or name.startswith(_base_prefix(hf)))
     )
     if missing:
         raise ModelError(
@@ -178,6 +184,11 @@ def _refuse_other_weights(hf: Any, report: Mapping[str, Any], folder: Path, *, h
         )
 
 
+def _base_prefix(hf: Any) -> str:
+    base = base_of(hf)
+    return next(f"{name}." for name, child in hf.named_children() if child is base)
+
+
 @torch.no_grad()
 def _check_weights(hf: Any, folder: Path) -> None:
     """Refuse weights that no trained model has: a flipped bit in an exponent gives such a value, and training would go on.
@@ -185,7 +196,11 @@ def _check_weights(hf: Any, folder: Path) -> None:
     Raises:
         ModelError: names the first tensor.
     """
-    named = [(name, parameter) for name, parameter in hf.named_parameters() if parameter.is_floating_point()]
+    named = [
+        (name, parameter)
+        for name, parameter in hf.named_parameters()
+        if parameter.is_floating_point() and parameter.numel()
+    ]
     largest = torch.stack([norm.float() for norm in torch._foreach_norm([item for _, item in named], float("inf"))])
     for (name, _), value in zip(named, largest.tolist(), strict=True):
         if not value <= _LARGEST_WEIGHT:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
-_LAYER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks|block)\.(\d{1,9})\.")
+_LAYER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks|block|attentions|ffns)\.(\d{1,9})\.")
 _ATTENTION = frozenset(
     [
         "q_proj",
@@ -68,9 +68,24 @@ _FEED_FORWARD = frozenset(
     ]
 )
 _ROUTERS = frozenset(("gate", "router", "shared_expert_gate"))
-_EMBEDDINGS = frozenset(("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings"))
+_EMBEDDINGS = frozenset(
+    ("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings", "shared", "tokens_embed", "word_embedding",
+     "input_embedding")
+)  # fmt: skip
+_ONLY_EMBEDDINGS = frozenset(("embeddings", "w"))
+"""Names of an embedding of tokens where they are the whole module: elsewhere they are its parent's."""
 _POSITIONS = frozenset(("wpe", "embed_positions", "position_embeddings", "token_type_embeddings"))
-_HEADS = frozenset(("lm_head", "embed_out"))
+_HEADS = frozenset(
+    ("lm_head", "embed_out", "output_projection", "proj_out", "pred_layer", "generator_lm_head", "vocab_projector")
+)
+_BIASES = frozenset(("relative_attention_bias", "global_relative_attention_bias"))
+"""Embeddings of distances, whose values are added to the scores of attention."""
+_OUTPUT = re.compile(
+    r"(?:^|\.)(?:lm_head|embed_out|output_projection|proj_out|head|output)\.weight$|\.decoder\.weight$|\.proj\.weight$"
+)
+_ENDS_OF_HEADS = ("predictions.decoder.weight",)
+_BARE_HEADS = frozenset(("head.weight", "output.weight"))
+_MAPS = re.compile(r"proj|map|hidden|transform")
 _NORM = re.compile(r"norm|(?:^|_)ln(?:_|$)|^ln\d?$")
 
 VIRTUAL = "virtual_tokens"
@@ -142,7 +157,10 @@ def is_bias(parameter: str) -> bool:
 
 def is_embedding(parameter: str) -> bool:
     """Whether a parameter is the input embedding of tokens."""
-    return not _EMBEDDINGS.isdisjoint(parameter.split("."))
+    parts = parameter.split(".")
+    return not _EMBEDDINGS.isdisjoint(parts) or (
+        parts[-1] == "weight" and parts[-2:-1] != [] and parts[-2] in _ONLY_EMBEDDINGS
+    )
 
 
 def is_position_embedding(parameter: str) -> bool:
@@ -155,11 +173,29 @@ def is_head(parameter: str) -> bool:
     return not _HEADS.isdisjoint(parameter.split("."))
 
 
-def is_linear(parameter: str, shape: tuple[int, ...]) -> bool:
-    """Whether a parameter is the matrix of a linear layer (``Linear`` or GPT-2's ``Conv1D``) other than the head.
+def is_router(module: str) -> bool:
+    """Whether a module of this dotted name sends tokens to experts."""
+    parts = module.split(".")
+    return parts[-1] == "gate" or "router" in parts
 
-    Experts of a mixture are left out: transformers fuses them into one three-dimensional parameter.
+
+def is_output(parameter: str) -> bool:
+    """Whether a parameter is the matrix of the output layer; encoders have other layers in their head."""
+    return is_head(parameter) and _OUTPUT.search(parameter) is not None
+
+
+def is_linear(parameter: str, shape: tuple[int, ...]) -> bool:
+    """Whether a parameter is the matrix of a linear layer (``Linear`` or GPT-2's ``Conv1D``) that adapters may go on.
+
+    The output layer, embeddings and routers are none. Experts of a mixture are left out: transformers fuses them into one
+    three-dimensional parameter.
     """
-    if len(shape) != 2 or not parameter.endswith(".weight") or ".experts." in parameter:
+    module = parameter.removesuffix(".weight")
+    if len(shape) != 2 or module == parameter or ".experts." in parameter or is_router(module):
         return False
-    return not (is_embedding(parameter) or is_position_embedding(parameter) or is_head(parameter) or is_norm(parameter))
+    last = module.rpartition(".")[2]
+    if is_embedding(parameter) or is_position_embedding(parameter) or is_norm(parameter) or last in _BIASES:
+        return False
+    if is_output(parameter) or parameter.endswith(_ENDS_OF_HEADS) or parameter in _BARE_HEADS:
+        return False
+    return "embed" not in last or _MAPS.search(last) is not None

@@ -127,7 +127,7 @@ class PackScorer:
         longest = max(len(context) for context in contexts)
         taken = front_of(self.model.hf).num_tokens
         window = getattr(self.model.hf.config.get_text_config(), "sliding_window", None) or self.context + taken
-        if longest + nodes + taken > window:
+        if longest + nodes + taken > window or not self.model.takes_trees:
             return self._rank_plainly(contexts, candidates)
         results: list[list[float]] = [[] for _ in contexts]
         sizes = [len(context) + nodes + taken for context in contexts]
@@ -175,7 +175,7 @@ class PackScorer:
         seen_BTT = torch.cat([torch.ones(rows, longest + nodes, before, dtype=torch.bool), seen_BTT], dim=-1)
         cache = DynamicCache(config=hf.config) if before else None
         front.fill(cache, rows, hf.dtype)
-        hidden_BTH = getattr(hf, hf.base_model_prefix)(
+        hidden_BTH = self.model.base()(
             **front.embed(hf, ids_BT.to(device), pads), position_ids=positions_BT.to(device),
             attention_mask=seen_BTT[:, None].to(device), past_key_values=cache, use_cache=False,
         ).last_hidden_state  # fmt: skip

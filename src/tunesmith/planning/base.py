@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tunesmith.errors import ModelError
+from tunesmith.errors import ModelError, RecipeError
 from tunesmith.models.facts import ModelFacts, headless, read_facts
 from tunesmith.models.head_shape import shape_of
 from tunesmith.models.locate import ModelFolder, check_weights, locate
 from tunesmith.planning.settings import Counts
 from tunesmith.recipe.heads import HeadedSection, TagSection
 from tunesmith.recipe.objectives import MlmSection, ObjectiveSection
+from tunesmith.recipe.prompts import PrefixSection
 from tunesmith.recipe.root import Recipe
 
 _FEWEST_LABELS = 2
@@ -34,12 +35,13 @@ def open_base(recipe: Recipe) -> tuple[ModelFolder, ModelFacts]:
     check_weights(folder.path)
     facts = read_facts(folder.path)
     where = str(folder.path / "config.json")
+    _require_packs(recipe, facts)
     if isinstance(recipe.objective, HeadedSection):
         if not facts.is_causal_lm and not facts.is_encoder:
             raise ModelError(
                 f"`{facts.architecture}` is neither a causal language model nor an encoder that Tunesmith knows",
                 where=where,
-                hint="a head goes on a model whose architecture ends in ForCausalLM, or on BERT, RoBERTa or ModernBERT",
+                hint="a head goes on a model whose architecture ends in ForCausalLM, or on an encoder such as BERT: docs/reference/models.md",
             )
         return folder, headless(facts)
     if isinstance(recipe.objective, MlmSection):
@@ -47,7 +49,7 @@ def open_base(recipe: Recipe) -> tuple[ModelFolder, ModelFacts]:
             raise ModelError(
                 f"`{facts.architecture}` is not an encoder that Tunesmith knows, which `mlm` needs",
                 where=where,
-                hint="give a BERT, RoBERTa or ModernBERT; text trains a causal language model by `objective: {type: clm}`",
+                hint="give an encoder such as BERT (docs/reference/models.md); text trains a causal language model by `objective: {type: clm}`",
             )
         return folder, facts
     if not facts.is_causal_lm:
@@ -57,6 +59,38 @@ def open_base(recipe: Recipe) -> tuple[ModelFolder, ModelFacts]:
             hint="give a model whose architecture ends in ForCausalLM",
         )
     return folder, facts
+
+
+def _require_packs(recipe: Recipe, facts: ModelFacts) -> None:
+    """Refuse what only a model that packs can do.
+
+    Raises:
+        RecipeError: names it.
+    """
+    if facts.unpacked is None:
+        return
+    why = f"`{facts.model_type}` {facts.unpacked.reason}, so its documents do not share a row"
+    if isinstance(recipe.adapter, PrefixSection):
+        raise RecipeError(
+            f"{why}: keys and values cannot stand in front of each",
+            where=recipe.where("adapter.type"),
+            hint="take `adapter: {type: prompt}`, whose virtual tokens go into the input only",
+        )
+    if recipe.training.neftune_alpha is not None:
+        raise RecipeError(
+            f"{why}: noise by document is not built for it",
+            where=recipe.where("training.neftune_alpha"),
+            hint="leave `neftune_alpha` out",
+        )
+
+
+def packing_notes(facts: ModelFacts) -> list[str]:
+    """How documents run where they cannot lie in one row."""
+    if facts.unpacked is None:
+        return []
+    return [
+        f"`{facts.model_type}` {facts.unpacked.reason}, so it cannot pack: {facts.unpacked.how}, and answers are made without a cache"
+    ]
 
 
 def asked_tokens(recipe: Recipe, counts: Counts) -> Counts:

@@ -44,6 +44,8 @@ PARTS = ("weights", "gradients", "optimiser", "activations", "logits", "buffers"
 _CHUNK_LOGITS = 1 << 24
 _LIVE_LOGITS = 3
 _PADDING = 1.25
+_MOST_PADDED = 2
+"""Where documents run padded through all layers, less than half of a rectangle is padding."""
 _RUNTIME_BYTES = {"cpu": 450 << 20, "cuda": 800 << 20}
 """Python with torch and transformers; the CUDA context and its libraries."""
 _ALLOCATOR_SHARE = {"cpu": 0.7, "cuda": 0.05}
@@ -234,6 +236,8 @@ def _activation_bytes(facts: ModelFacts, scope: Scope, settings: Settings) -> tu
     """Bytes kept for the backward pass, and bytes that live only while one layer runs backward."""
     compute, residual = TYPE_BYTES[settings.precision], _residual_bytes(settings)
     hidden, tokens = facts.hidden_size, settings.atom_tokens
+    if facts.unpacked is not None and not facts.unpacked.even:
+        tokens *= _MOST_PADDED
     layers = [
         activation_bytes_per_token(facts, scope, settings, index)
         for index in range(scope.first_layer, facts.num_layers)

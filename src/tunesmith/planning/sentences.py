@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tunesmith.models.facts import ModelFacts
+from tunesmith.planning.base import packing_notes
 from tunesmith.planning.dropout import dropout_notes
 from tunesmith.planning.early_stopping import early_stopping_notes
 from tunesmith.planning.freezing import freezing_notes
@@ -25,6 +26,7 @@ def recipe_notes(recipe: Recipe, facts: ModelFacts, scope: Scope, settings: Sett
     require_frozen_base(recipe)
     require_dropout(recipe, facts)
     return [
+        *packing_notes(facts),
         *start_notes(recipe),
         *loss_notes(recipe),
         *dropout_notes(recipe, facts, settings),

@@ -374,7 +374,8 @@ def _depths(adapter: Adapter, num_layers: int) -> set[int]:
 
 def _has_dropout(model: CausalLM, recipe: Recipe) -> bool:
     layers = any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
-    attention = any(getattr(module, "attention_dropout", 0.0) > 0 for module in model.modules())
+    rates = [getattr(module, "attention_dropout", 0.0) for module in model.modules()]
+    attention = any(isinstance(rate, float) and rate > 0 for rate in rates)  # elsewhere it is a module, seen above
     added = any(getattr(section, "dropout", 0.0) > 0 for section in (recipe.adapter, recipe.objective))
     return layers or attention or model.noise is not None or added
 

@@ -304,7 +304,9 @@ class Switchboard:
         """Requests that may share passes."""
         found: dict[tuple[str, ...] | None, list[int]] = {}
         for index, stack in stacks.items() if isinstance(stacks, dict) else enumerate(stacks):
-            shares = mixed and not any(self._of(name).adapter.why_alone() for name in stack)
+            shares = (
+                mixed and self.model.shares_passes and not any(self._of(name).adapter.why_alone() for name in stack)
+            )
             found.setdefault(None if shares else stack, []).append(index)
         return list(found.values())
 
@@ -321,7 +323,7 @@ class Switchboard:
             with self._active(own[0]):
                 return dict(zip(indices, torch.split(self.model.logits(batch), lengths), strict=True))
         with routed(self.model.hf, [self._inner(stack) for stack in own], lengths):
-            hidden_TH = self.model.hidden(batch)
+            hidden_TH = self.model.states(batch)
         found: dict[int, Tensor] = {}
         for index, part_TH in zip(indices, torch.split(hidden_TH, lengths), strict=True):
             with self._active(stacks[index]):  # rows of the head are the adapter's own
