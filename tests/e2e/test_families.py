@@ -121,7 +121,7 @@ def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
 @pytest.fixture
 def few_positions(monkeypatch: pytest.MonkeyPatch) -> None:
     """The gates measure 256 positions in place of 8,192: this test loads what was exported by itself."""
-    monkeypatch.setattr("tunesmith.workshop.export._MOST_LOGITS", 256 * 8192)
+    monkeypatch.setattr("tunesmith.workshop.parity._MOST_LOGITS", 256 * 8192)
 
 
 @pytest.mark.parametrize(("name", "scope"), CASES, ids=["-".join(case) for case in CASES])

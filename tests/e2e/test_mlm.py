@@ -59,7 +59,7 @@ def recipe_for(folder: Path, name: str, adapter: dict[str, Any], **objective: An
 def test_train_interrupt_resume_export_reload(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, adapter: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr("tunesmith.workshop.export._MOST_LOGITS", 256 * 8192)
+    monkeypatch.setattr("tunesmith.workshop.parity._MOST_LOGITS", 256 * 8192)
     plan = plan_recipe(recipe_for(tmp_path, name, adapter))
     cut, whole = cut_and_whole(plan, tmp_path)
     assert losses(cut)[-1][1] < losses(cut)[0][1]
