@@ -23,11 +23,11 @@ _PARTS = {
 
 _HINTS = {
     "starting": "starting takes the same in a longer run: it is Python, the libraries, the data and the weights",
-    "scoring": "score fewer rows (`limit` of a task in `evaluation.tasks`), or fewer tasks; the base's scores are kept for the next run",
+    "scoring": "score fewer rows (limit of a task in evaluation.tasks), or fewer tasks; the base's scores are kept for the next run",
     "input": "the loop waits for its rows: give the process more cores, or put the cache on a faster disk (TUNESMITH_CACHE)",
-    "communication": "ranks wait for each other: a larger `training.batch_size`, or fewer ranks",
-    "evaluation": "evaluate less often (`training.evaluate_every`), with fewer samples (`training.samples`) or validation rows",
-    "saving": "save less often (`training.checkpoint_every`), or to a faster disk",
+    "communication": "ranks wait for each other: a larger training.batch_size, or fewer ranks",
+    "evaluation": "evaluate less often (training.evaluate_every), with fewer samples (training.samples) or validation rows",
+    "saving": "save less often (training.checkpoint_every), or to a faster disk",
     "writing": "writing the result waits for the disk",
 }
 _WORTH_SAYING = 0.1

@@ -35,7 +35,7 @@ def test_the_hint_is_about_the_largest_waste() -> None:
     found = spent(_facts(TIMES))
     assert found is not None
     assert "scoring base and result (20 %)" in found.hint
-    assert "`limit`" in found.hint
+    assert "limit of a task" in found.hint
     waiting = spent(_facts({**TIMES, "input": 300.0}))
     assert waiting is not None
     assert "waiting for input" in waiting.hint
