@@ -182,6 +182,9 @@ def _shown(default: Any) -> str:
             if fields
             else "its defaults"
         )
+    if isinstance(default, list) and any(isinstance(item, Section) for item in default):
+        kinds = [{"type": item.type, **item.model_dump(mode="json", exclude_defaults=True)} for item in default]
+        return f"`{json.dumps(kinds)}`"
     return f"`{json.dumps(default)}`"
 
 

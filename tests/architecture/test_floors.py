@@ -68,7 +68,7 @@ LIGHT = (
     "errors", "disk", "files", "expressions", "foreign", "json_values", "records", "embedded", "launcher", "progress", "visible", "signals", "tags", "types", "recipe", "planning", "registry", "cli",
     "models/facts.py", "models/locate.py", "workshop/prepare.py", "workshop/planning.py", "workshop/doctor.py",
 )  # fmt: skip
-HEAVY_DATA = {"loader.py", "head_batches.py", "masked_batches.py"}
+HEAVY_DATA = {"loader.py", "head_batches.py", "masked_batches.py", "part_batches.py"}
 HEAVY = ("torch", "transformers")
 
 

@@ -19,7 +19,7 @@ from tunesmith.recipe.section import Section
 ROOT = Path(__file__).resolve().parents[2]
 FAMILIES = {
     "mlm": "clm_full_loop", "classify": "classify_head_loop", "regress": "classify_head_loop",
-    "tag": "classify_head_loop", "head": "classify_head_loop",
+    "tag": "classify_head_loop", "sum": "sft_lora_loop", "head": "classify_head_loop",
     "sft": "sft_lora_loop", "clm": "clm_full_loop", "lora": "sft_lora_loop", "gralora": "sft_lora_loop", "aflora": "sft_lora_loop", "bottleneck": "bottleneck_loop",
     "prompt": "prompt_loop", "p-tuning": "prompt_loop", "prefix": "prompt_loop", "full": "clm_full_loop", "partial": "clm_full_loop",
 }  # fmt: skip

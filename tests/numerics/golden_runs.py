@@ -31,7 +31,7 @@ from tunesmith.recipe.adapters import FullSection, HeadOnlySection, PartialSecti
 from tunesmith.recipe.bottleneck import BottleneckSection
 from tunesmith.recipe.heads import HeadedSection, TagSection
 from tunesmith.recipe.low_rank import AfloraSection, GraloraSection, LoraSection
-from tunesmith.recipe.objectives import ClmSection, MlmSection, SftSection
+from tunesmith.recipe.objectives import ClmSection, MlmSection, SftSection, SumSection
 from tunesmith.recipe.prompts import PrefixSection, PromptSection, PTuningSection
 from tunesmith.recipe.section import Section
 from tunesmith.types import Batch
@@ -98,6 +98,16 @@ def _headed_rows(store: MemoryStore, section: HeadedSection) -> Callable[[Sequen
     return make
 
 
+def _rows_of_parts(store: MemoryStore) -> Callable[[Sequence[int], float, int], Batch]:
+    """Packs whose rows belong to one part or the other by turns."""
+
+    def make(rows: Sequence[int], progress: float, epoch: int) -> Batch:
+        pack = make_batch([store.row(row) for row in rows], rows, progress=progress)
+        return replace(pack, extras={"part_D": torch.tensor([row % 2 for row in rows])})
+
+    return make
+
+
 def _masked_rows(store: MemoryStore) -> Callable[[Sequence[int], float, int], Batch]:
     """Packs with hidden tokens, drawn by epoch and row index."""
     masking = Masking(1, 0.15, False, frozenset({0, 1, 2}), VOCABULARY)
@@ -128,6 +138,8 @@ def golden_losses(objective: type[Section], adapter: type[Section]) -> list[floa
         make = _headed_rows(store, section)
     if objective is MlmSection:
         make = _masked_rows(store)
+    if objective is SumSection:
+        make = _rows_of_parts(store)
     scope = build_adapter((ON_ENCODER if objective is MlmSection else HEADLESS if shape else SECTIONS)[adapter], 7)
     scope.attach(model.hf)
     steps = StreamOptions(batch_size=8, total_steps=STEPS, atom_tokens=64, seed=7, virtual_tokens=scope.virtual_tokens)

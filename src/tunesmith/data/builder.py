@@ -36,6 +36,7 @@ from tunesmith.data.row_codec import row_to_json, to_line
 from tunesmith.data.row_weights import WeightTally
 from tunesmith.data.splitting import input_key
 from tunesmith.data.store import StoreWriter, TokenStore
+from tunesmith.data.sum_rendering import SumRenderer
 from tunesmith.data.token_roles import RoleTally
 from tunesmith.disk import disk
 from tunesmith.errors import DataError
@@ -228,7 +229,8 @@ class Builder:
             writer, ids, trained = self._writer(split), piece.ids, piece.trained
             if self._targets is not None:
                 ids, trained = self._targets.add(split, row.record, rendered.ids, piece)
-            writer.add(row, ids, trained, piece.window)
+            part = self._renderer.part_of(row.record) if isinstance(self._renderer, SumRenderer) else 0
+            writer.add(row, ids, trained, piece.window, part)
             if split == "train":
                 self._roles.add(piece.roles, trained, first_trains=self._first_trains)
         self._account(row, split, count, key if source.role == split else None)

@@ -7,16 +7,17 @@ from pathlib import Path
 from tunesmith.data import rendering
 from tunesmith.data.head_rendering import HeadRenderer
 from tunesmith.data.rendering import Renderer
+from tunesmith.data.sum_rendering import SumRenderer, conversations_of
 from tunesmith.data.tag_rendering import TagRenderer
 from tunesmith.recipe.heads import HeadedSection, TagSection
 from tunesmith.recipe.model import ModelSection
-from tunesmith.recipe.objectives import ClmSection, MlmSection, SftSection
+from tunesmith.recipe.objectives import ClmSection, MlmSection, SftSection, SumSection
 
 
 def make_renderer(
     model_folder: Path,
     model: ModelSection,
-    objective: SftSection | ClmSection | MlmSection | HeadedSection,
+    objective: SftSection | ClmSection | MlmSection | HeadedSection | SumSection,
     recipe_folder: Path,
 ) -> tuple[Renderer, list[str]]:
     """The renderer of a recipe, and sentences to say aloud.
@@ -33,6 +34,9 @@ def make_renderer(
     """
     if isinstance(objective, MlmSection):  # its tokens are those of documents; what is hidden is drawn later
         objective = ClmSection(add_end_token=False)
+    if isinstance(objective, SumSection):
+        plain, notes = rendering.make_renderer(model_folder, model, conversations_of(objective), recipe_folder)
+        return SumRenderer(plain, objective), notes
     if not isinstance(objective, HeadedSection):
         return rendering.make_renderer(model_folder, model, objective, recipe_folder)
     plain, _ = rendering.make_renderer(model_folder, model, ClmSection(), recipe_folder)

@@ -2,7 +2,7 @@
 
 tokens.bin    uint32, the ids of all rows one after another
 trained.bin   uint8 per token, 1 where the token is a target of the loss
-rows.bin      one fixed record per row: where its tokens start, its length, its identity, origin and weight
+rows.bin      one fixed record per row: where its tokens start, its length, its identity, origin, weight and part
 store.json    counts and the names of the source files
 """
 
@@ -29,12 +29,12 @@ WHOLE = -1
 """Window number of a row that was not cut."""
 
 _TOKENS, _TRAINED, _ROWS, _META = "tokens.bin", "trained.bin", "rows.bin", "store.json"
-_ROW = struct.Struct("<qqQiiiih2xIf4x")
+_ROW = struct.Struct("<qqQiiiih2xIfi")
 _ROW_DTYPE = np.dtype(
     {
-        "names": ["start", "line", "id", "length", "trained", "file", "window", "source", "row", "weight"],
-        "formats": ["<i8", "<i8", "<u8", "<i4", "<i4", "<i4", "<i4", "<i2", "<u4", "<f4"],
-        "offsets": [0, 8, 16, 24, 28, 32, 36, 40, 44, 48],
+        "names": ["start", "line", "id", "length", "trained", "file", "window", "source", "row", "weight", "part"],
+        "formats": ["<i8", "<i8", "<u8", "<i4", "<i4", "<i4", "<i4", "<i2", "<u4", "<f4", "<i4"],
+        "offsets": [0, 8, 16, 24, 28, 32, 36, 40, 44, 48, 52],
         "itemsize": _ROW.size,
     }
 )
@@ -67,7 +67,7 @@ class StoreWriter:
         self.num_tokens = 0
         self.num_trained = 0
 
-    def add(self, row: Row, ids: Sequence[int], trained: Sequence[bool], window: int = WHOLE) -> None:
+    def add(self, row: Row, ids: Sequence[int], trained: Sequence[bool], window: int = WHOLE, part: int = 0) -> None:
         """Append one row of tokens.
 
         The first token has nothing before it that could predict it: without ``first_trains`` it is not stored as trained.
@@ -77,6 +77,7 @@ class StoreWriter:
             ids: token ids.
             trained: for each token, whether it is a target.
             window: number of the window from 0 where ``ids`` are a part of the row, else ``WHOLE``.
+            part: number of the objective's part that the row belongs to.
         """
         tokens = np.asarray(ids, dtype="<u4")
         mask = np.array(trained, dtype=np.uint8)
@@ -89,8 +90,9 @@ class StoreWriter:
         place = row.origin
         lengths = (len(tokens), num_trained)
         record = _ROW.pack(
-            self.num_tokens, place.line, int(row.id, 16), *lengths, file, window, row.source, place.row or 0, row.weight
-        )
+            self.num_tokens, place.line, int(row.id, 16), *lengths, file, window, row.source, place.row or 0, row.weight,
+            part,
+        )  # fmt: skip
         self._tokens.write(tokens.tobytes())
         self._trained.write(mask.tobytes())
         self._rows.write(record)
@@ -135,6 +137,7 @@ class TokenStore:
         trained_lengths: targets of each row, int64 [rows].
         sources: index of the recipe's source of each row, int16 [rows].
         weights: what each row counts in the loss, float32 [rows].
+        parts: number of the objective's part that each row belongs to, int32 [rows].
 
     Raises:
         TornStore: a file is missing or has the wrong size.
@@ -157,6 +160,7 @@ class TokenStore:
         self.trained_lengths: npt.NDArray[np.int64] = self._rows["trained"].astype(np.int64)
         self.sources: npt.NDArray[np.int16] = self._rows["source"].astype(np.int16)
         self.weights: npt.NDArray[np.float32] = self._rows["weight"].astype(np.float32)
+        self.parts: npt.NDArray[np.int32] = self._rows["part"].astype(np.int32)
         self._check()
 
     def row(self, index: int) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.bool_]]:

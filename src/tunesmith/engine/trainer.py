@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from tunesmith.engine.checkpoint import Checkpoint, CheckpointFolder, Say, load_trained, shared, trained_of
-from tunesmith.engine.gradients import Gradients, one_if_zero
+from tunesmith.engine.gradients import Gradients
 from tunesmith.engine.hooks import Hook
 from tunesmith.engine.interrupts import GO_ON, Asked, Interrupts
 from tunesmith.engine.misfit import misfit
@@ -207,7 +207,7 @@ class Trainer:
             self.layers.look(self.step + 1, measure(self.optimiser))
         self.optimiser.clear()
         facts = self._counted(step, rate)
-        metrics = {f"metric:{name}": mean.total / one_if_zero(mean.count) for name, mean in result.metrics.items()}
+        metrics = {f"metric:{name}": mean.total / mean.count for name, mean in result.metrics.items()}
         self._numbers.push(facts, {"loss": result.loss, "grad_norm": grad_norm, **flags, **metrics})
         self.judge.after_step(self.step)
         return facts

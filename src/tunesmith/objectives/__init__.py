@@ -9,8 +9,9 @@ from tunesmith.models.head_shape import HeadShape
 from tunesmith.objectives.headed import Headed
 from tunesmith.objectives.label_losses import LabelLoss
 from tunesmith.objectives.next_token import NextToken
+from tunesmith.objectives.weighted_sum import WeightedSum
 from tunesmith.recipe.heads import ClassifySection, HeadedSection, RegressSection, TagSection
-from tunesmith.recipe.objectives import ClmSection, MlmSection, NextTokenSection, SftSection
+from tunesmith.recipe.objectives import ClmSection, MlmSection, NextTokenSection, SftSection, SumSection
 from tunesmith.recipe.section import Section
 from tunesmith.types import Objective
 
@@ -21,10 +22,17 @@ def _next_token(section: NextTokenSection) -> Objective:
     )
 
 
+def _weighted_sum(section: SumSection) -> Objective:
+    losses = [NextToken(label_smoothing=part.label_smoothing, focal_gamma=part.focal_gamma) for part in section.parts]
+    pairs = zip(section.parts, losses, strict=True)
+    return WeightedSum([(part.type, part.weight, loss) for part, loss in pairs])
+
+
 OBJECTIVES: dict[type[Section], Callable[[Any], Any]] = {
     SftSection: _next_token,
     ClmSection: _next_token,
     MlmSection: lambda section: NextToken(),
+    SumSection: _weighted_sum,
     ClassifySection: lambda section: Headed,
     RegressSection: lambda section: Headed,
     TagSection: lambda section: Headed,

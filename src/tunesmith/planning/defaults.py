@@ -14,7 +14,7 @@ from tunesmith.planning.settings import Counts, Derived
 from tunesmith.recipe.adapters import HeadOnlySection
 from tunesmith.recipe.heads import HeadedSection, PooledSection
 from tunesmith.recipe.low_rank import AddedSection
-from tunesmith.recipe.objectives import ClmSection, MlmSection
+from tunesmith.recipe.objectives import ClmSection, MlmSection, SumSection
 from tunesmith.recipe.prompts import VirtualSection, has_network, virtual_tokens_of
 from tunesmith.recipe.root import Recipe
 
@@ -24,8 +24,8 @@ _LORA_RATE, _LORA_WIDTH, _LORA_POWER = 5e-4, 2000.0, 0.781
 _TABLE_RATES = 10
 _SGD_RATE = 0.01
 _HEAD_RATE = 5e-3
-_ENCODER_ADDED, _ENCODER_WHOLE = 2.5, 25.0
-"""What LoRA's rule is divided by under a head on an encoder: 4.2e-4 and 4.2e-5 at width 768 (Hu et al. 2022; Devlin et al. 2019)."""
+_ENCODER_ADDED, _ENCODER_WHOLE = 5.0, 25.0
+"""What LoRA's rule is divided by under a head on an encoder: 2.1e-4 and 4.2e-5 at width 768 (Hu et al. 2022; Devlin et al. 2019)."""
 _NARROW = 1024
 _BF16_CAPABILITY = (8, 0)
 _SLANT_CUT = 0.1
@@ -71,6 +71,10 @@ def derive_overlong(recipe: Recipe) -> Derived[str]:
         return Derived.given(recipe.data.overlong)
     if isinstance(recipe.objective, HeadedSection):
         return Derived("error", "a text that is cut may lose what its label is about: refuse and name the rows")
+    if isinstance(recipe.objective, SumSection):
+        return Derived(
+            "split", "plain documents become windows without loss of text; a conversation that is too long is refused"
+        )
     if isinstance(recipe.objective, ClmSection | MlmSection):
         return Derived("split", "plain documents become windows without loss of text")
     return Derived("error", "a conversation that is cut loses its answer: refuse and name the rows")
@@ -129,8 +133,8 @@ def derive_rate(recipe: Recipe, facts: ModelFacts) -> Derived[float]:
         part = _ENCODER_ADDED if isinstance(recipe.adapter, AddedSection) else _ENCODER_WHOLE
         return Derived(
             round_to(lora / part),
-            f"LoRA's rule by width over {part:g}: {rule} / {part:g}, for {recipe.adapter.type} under a head on an encoder, as published "
-            "for BERT and RoBERTa at width 768",
+            f"LoRA's rule by width over {part:g}: {rule} / {part:g}, for {recipe.adapter.type} under a head on an encoder, near what is "
+            "published for BERT and RoBERTa at width 768",
         )
     if isinstance(recipe.adapter, AddedSection):
         return Derived(round_to(lora), f"LoRA's rule by width: {rule} (Schulman et al. 2025)")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tunesmith.errors import RecipeError
 from tunesmith.planning.settings import Settings
 from tunesmith.recipe.data import SplitSection
-from tunesmith.recipe.objectives import ClmSection, MlmSection, SftSection
+from tunesmith.recipe.objectives import ClmSection, MlmSection, SumSection, trains_answers
 from tunesmith.recipe.root import Recipe
 
 _KEY = "training.early_stopping"
@@ -46,8 +46,8 @@ def early_stopping_notes(recipe: Recipe, settings: Settings) -> list[str]:
 
 def _require_answers(recipe: Recipe) -> None:
     section = recipe.training.early_stopping
-    if section is not None and section.metric != "loss" and not isinstance(recipe.objective, SftSection):
-        documents = isinstance(recipe.objective, ClmSection | MlmSection)
+    if section is not None and section.metric != "loss" and not trains_answers(recipe.objective):
+        documents = isinstance(recipe.objective, ClmSection | MlmSection | SumSection)
         none = f"documents under `{recipe.objective.type}` have none" if documents else "a head writes none"
         raise RecipeError(
             f"early stopping on `{section.metric}` watches written answers, and {none}",

@@ -6,6 +6,7 @@ from tunesmith.errors import RecipeError
 from tunesmith.models.facts import ModelFacts
 from tunesmith.planning.dropout import has_dropout
 from tunesmith.recipe.adapters import HeadOnlySection
+from tunesmith.recipe.objectives import SumSection
 from tunesmith.recipe.root import Recipe
 
 
@@ -42,6 +43,12 @@ def rdrop_alpha(recipe: Recipe) -> float:
 
 def loss_notes(recipe: Recipe) -> list[str]:
     """The sentence about a training loss whose level is not that of the validation loss."""
+    if isinstance(recipe.objective, SumSection):
+        parts = " + ".join(f"{part.weight:g} · {part.type}" for part in recipe.objective.parts)
+        return [
+            f"the training loss is {parts}, each the mean over its own tokens in a step; the validation loss is the plain one of all "
+            "tokens. `nll_sft` and `nll_clm` in metrics.jsonl are the plain losses of the parts"
+        ]
     given = [
         f"{key} {value:g}"
         for key in ("label_smoothing", "focal_gamma", "rdrop_alpha")

@@ -19,7 +19,7 @@ from tunesmith.planning.scope import scope_of
 from tunesmith.planning.settings import GIVEN, Derived
 from tunesmith.recipe.adapters import AdapterSection
 from tunesmith.recipe.low_rank import AddedSection
-from tunesmith.recipe.objectives import SftSection
+from tunesmith.recipe.objectives import trains_answers
 from tunesmith.recipe.root import Recipe
 
 WHERE = "adapter.train_tokens"
@@ -59,7 +59,7 @@ def asks_tokenizer(recipe: Recipe) -> bool:
         return True
     if not isinstance(section, AddedSection) or section.train_tokens == "none":
         return False
-    return section.train_tokens != "auto" or isinstance(recipe.objective, SftSection)
+    return section.train_tokens != "auto" or trains_answers(recipe.objective)
 
 
 def settle_tokens(
@@ -94,7 +94,7 @@ def settle_tokens(
 def _auto(
     recipe: Recipe, section: AddedSection, facts: ModelFacts, folder: Path, renderer: Renderer | None
 ) -> tuple[list[int], str]:
-    if renderer is None or not isinstance(recipe.objective, SftSection):
+    if renderer is None or not trains_answers(recipe.objective):
         return [], "plain text is trained: no chat template is in play"
     without_rows: AdapterSection = section.model_copy(update={"train_tokens": "none"})  # type: ignore[assignment]
     trained = scope_of(facts, without_rows).trained

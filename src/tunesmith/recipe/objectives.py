@@ -23,7 +23,7 @@ class NextTokenSection(Section):
 
     def masking(self) -> dict[str, Any]:
         """Type and keys that decide which tokens are trained; the others decide what a trained one counts."""
-        return self.model_dump(mode="json", exclude=set(NextTokenSection.model_fields))
+        return self.model_dump(mode="json", exclude={*NextTokenSection.model_fields, "weight"})
 
     @model_validator(mode="after")
     def _one_of_two(self) -> Self:
@@ -63,11 +63,63 @@ class MlmSection(Section):
     or always the ``mask``."""
 
 
+class SftPart(SftSection):
+    """The conversations and labelled texts among the rows."""
+
+    weight: float = Field(default=1.0, ge=0.0, le=1e6)
+    """What the mean loss of its tokens counts in the sum."""
+
+
+class ClmPart(ClmSection):
+    """The plain documents among the rows."""
+
+    weight: float = Field(default=1.0, ge=0.0, le=1e6)
+    """What the mean loss of its tokens counts in the sum."""
+
+
+def _usual_parts() -> list[SftPart | ClmPart]:
+    return [SftPart(), ClmPart(weight=0.1)]
+
+
+class SumSection(Section):
+    """A weighted sum of two losses over next tokens: answers in conversations, and all of plain documents."""
+
+    type: Literal["sum"] = "sum"
+    parts: list[Annotated[SftPart | ClmPart, Field(discriminator="type")]] = Field(
+        default_factory=_usual_parts, min_length=1
+    )
+    """What is summed up: ``sft`` and ``clm`` with their keys and a ``weight``. Rows belong to the part of their kind."""
+
+    @model_validator(mode="after")
+    def _can_be_summed(self) -> Self:
+        for part in self.parts:
+            if sum(part.type == other.type for other in self.parts) > 1:
+                raise ValueError(f"two parts are `{part.type}`: a row would belong to both; give each type once")
+            if part.rdrop_alpha:
+                raise ValueError(
+                    f"`rdrop_alpha` of the part `{part.type}` would run the rows of the other twice too: leave it out"
+                )
+        if not any(part.weight for part in self.parts):
+            raise ValueError(
+                "the weights of the parts sum to 0: nothing would be learnt; give one of them a weight above 0"
+            )
+        return self
+
+    def part(self, kind: str) -> SftPart | ClmPart | None:
+        """The part of a type; None where there is none."""
+        return next((part for part in self.parts if part.type == kind), None)
+
+
+def trains_answers(section: Section) -> bool:
+    """Whether an objective trains answers in conversations, by itself or as a part of a sum."""
+    return isinstance(section, SftSection) or (isinstance(section, SumSection) and section.part("sft") is not None)
+
+
 def _default_type(value: Any) -> Any:
     return {"type": "sft", **value} if isinstance(value, dict) and "type" not in value else value
 
 
-ObjectiveSection = SftSection | ClmSection | MlmSection | ClassifySection | RegressSection | TagSection
+ObjectiveSection = SftSection | ClmSection | MlmSection | ClassifySection | RegressSection | TagSection | SumSection
 """Any objective."""
 
 ObjectiveField = Annotated[

@@ -97,6 +97,10 @@ class Layers:
     rows: tuple[tuple[str, ...], ...]
 
 
+_PART = "nll_"
+"""Beginning of the names of metrics that are the plain loss of one part."""
+
+
 def curves(facts: Facts) -> tuple[LineChart, ...]:
     """Loss (raw, smoothed, validation), learning rate, gradient norm, speed, and what trained where that changed."""
     trained = _points(facts.metrics, "trained_parameters")
@@ -111,6 +115,7 @@ def curves(facts: Facts) -> tuple[LineChart, ...]:
             ],
             unit="nats per trained token",
         ),
+        line_chart("Loss by part", _parts(facts.metrics), unit="nats per trained token"),
         line_chart("Learning rate", [Series("rate", "tuned", _points(facts.metrics, "learning_rate"))], from_zero=True),
         line_chart(
             "Gradient norm", [Series("before clipping", "tuned", _points(facts.metrics, "grad_norm"))], from_zero=True
@@ -128,6 +133,14 @@ def curves(facts: Facts) -> tuple[LineChart, ...]:
         ),
     )
     return tuple(chart for chart in charts if chart is not None)
+
+
+def _parts(lines: list[dict[str, Any]]) -> list[Series]:
+    """Plain training loss of each part of a sum, smoothed; none where the objective is no sum."""
+    names = dict.fromkeys(key for line in lines for key in line if key.startswith(_PART))
+    found = [(name.removeprefix(_PART), _points(lines, name)) for name in names]
+    looks = ("tuned", "validation")
+    return [Series(name, looks[place % 2], smooth(points)) for place, (name, points) in enumerate(found) if points]
 
 
 def _stairs(points: list[Point]) -> list[Point]:

@@ -14,6 +14,7 @@ from tunesmith.adapters.depths import by_depth
 from tunesmith.data.head_batches import head_data
 from tunesmith.data.loader import MakeBatch, PackedStream, StreamOptions
 from tunesmith.data.masked_batches import masked_rows
+from tunesmith.data.part_batches import part_rows
 from tunesmith.data.prepared import Prepared
 from tunesmith.data.rendering import Renderer
 from tunesmith.engine.checkpoint import CheckpointFolder, Say, load_trained, read_as
@@ -38,6 +39,7 @@ from tunesmith.planning.plan import Plan
 from tunesmith.planning.scoring import score_rule
 from tunesmith.planning.settings import Settings
 from tunesmith.progress import Progress
+from tunesmith.recipe.objectives import SumSection
 from tunesmith.recipe.root import Recipe
 from tunesmith.registry.lease import LeaseLost
 from tunesmith.registry.runs import RunFolder
@@ -311,6 +313,8 @@ class Fit:
         masking = masking_of(self.recipe, self.renderer)
         if masking is not None:
             return masked_rows(self.data.train, masking, self.settings.seed)
+        if isinstance(self.recipe.objective, SumSection):
+            return part_rows(self.data.train)
         if not is_headed(self.recipe):
             return None
         described = describe_head(self.recipe, self.data)

@@ -10,6 +10,7 @@ import torch
 from tunesmith.adapters.stored import read_base_sha256
 from tunesmith.data.renderers import make_renderer
 from tunesmith.data.rendering import Renderer
+from tunesmith.data.sum_rendering import conversations_of
 from tunesmith.errors import ModelError
 from tunesmith.models.causal_lm import CausalLM
 from tunesmith.models.facts import read_facts
@@ -22,7 +23,7 @@ from tunesmith.planning.defaults import derive_context
 from tunesmith.recipe.codec import parse
 from tunesmith.recipe.heads import ClassifySection, HeadedSection, RegressSection, TagSection
 from tunesmith.recipe.model import ModelSection
-from tunesmith.recipe.objectives import SftSection
+from tunesmith.recipe.objectives import SftSection, SumSection
 from tunesmith.recipe.root import Recipe
 from tunesmith.registry.result import check_result
 from tunesmith.registry.runs import RunFolder
@@ -90,6 +91,8 @@ def renderer_for(reference: ModelRef) -> tuple[Renderer, int]:
 def _rendered_by(reference: ModelRef, recipe: Recipe) -> SftSection | HeadedSection:
     """What decides how a question is rendered: conversations, or for a head the text alone."""
     section = recipe.objective
+    if isinstance(section, SumSection):
+        section = conversations_of(section)
     if isinstance(section, SftSection | HeadedSection) and isinstance(section, HeadedSection) == bool(reference.head):
         return section
     if reference.head is None:

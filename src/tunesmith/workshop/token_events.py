@@ -11,7 +11,7 @@ from tunesmith.planning.plan import Plan
 from tunesmith.planning.scope import scope_of
 from tunesmith.planning.tokens import listed, untrained_tokens
 from tunesmith.recipe.low_rank import AddedSection
-from tunesmith.recipe.objectives import SftSection
+from tunesmith.recipe.objectives import trains_answers
 
 
 def token_events(plan: Plan, base: Path, renderer: Renderer) -> list[tuple[str, str]]:
@@ -24,7 +24,7 @@ def token_events(plan: Plan, base: Path, renderer: Renderer) -> list[tuple[str, 
         rows, train = ("the row", "trains") if one else ("the rows", "train")
         told.append(("trained_tokens", f"{rows} of {listed(tokens.value)} {train} beside the adapter: {tokens.reason}"))
     facts = read_facts(base)
-    if not isinstance(recipe.objective, SftSection):
+    if not trains_answers(recipe.objective):
         return told
     scope = scope_of(facts, recipe.adapter)
     if any(names.is_head(name) or (facts.tied and names.is_embedding(name)) for name in scope.trained):

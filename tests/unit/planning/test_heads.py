@@ -72,9 +72,9 @@ def test_the_plan_says_what_is_read_and_why(tmp_path: Path) -> None:
     assert "objective.pooling" not in planned(tmp_path, "bert", {"type": "tag"}).values
 
 
-@pytest.mark.parametrize(("adapter", "part"), [("lora", 2.5), ("bottleneck", 2.5), ("full", 25), ("head", None)])
+@pytest.mark.parametrize(("adapter", "part"), [("lora", 5), ("bottleneck", 5), ("full", 25), ("head", None)])
 def test_rates_under_a_head_on_an_encoder(tmp_path: Path, adapter: str, part: float | None) -> None:
-    """At width 768 LoRA's rule is 1.06e-3: 4.2e-4 and 4.2e-5, as published for RoBERTa and BERT; the head's own is 5e-3."""
+    """At width 768 LoRA's rule is 1.06e-3: 2.1e-4 and 4.2e-5, near what is published for RoBERTa and BERT; the head's own is 5e-3."""
     facts = replace(facts_of(tmp_path, "bert"), hidden_size=768)
     recipe = parse(
         {"name": "r", "model": "m", "data": {"train": "a"}, "objective": {"type": "tag"}, "adapter": {"type": adapter}}
