@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tunesmith.adapters import lora_layer, peft_layout
+from tunesmith.adapters.dropped import dropped_linear
 from tunesmith.adapters.linear import LinearAdapter
 from tunesmith.adapters.lora_layer import LinearPart
 from tunesmith.adapters.sites import Part
@@ -61,8 +62,10 @@ class AfloraWeights(LinearPart):
         which is smaller than anything of y's size.
         """
         dtype = y.dtype
-        dropped = functional.dropout(x, self.dropout, self.training) if self.dropout else x
-        h_TR = functional.linear(dropped.to(dtype), self.A.to(dtype)).flatten(0, -2)
+        if self.dropout and self.training:
+            h_TR = dropped_linear(x, self.A.to(dtype), self.dropout).flatten(0, -2)
+        else:
+            h_TR = functional.linear(x.to(dtype), self.A.to(dtype)).flatten(0, -2)
         scaled_TR = h_TR * (self.d * self.scale).to(dtype)
         scaled_RO = (self.B * self.b[:, None]).to(dtype).t()
         return torch.addmm(y.reshape(-1, y.shape[-1]), scaled_TR, scaled_RO).view(y.shape).to(dtype)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
+from tunesmith.adapters.dropped import dropped_linear
 from tunesmith.adapters.sites import Part
 
 
@@ -58,8 +59,10 @@ class LoraWeights(LinearPart):
         """
         dtype = y.dtype
         A, B = self.factors()
-        dropped = functional.dropout(x, self.dropout, self.training) if self.dropout else x
-        h_TR = functional.linear(dropped.to(dtype), A.to(dtype)).flatten(0, -2)
+        if self.dropout and self.training:
+            h_TR = dropped_linear(x, A.to(dtype), self.dropout).flatten(0, -2)
+        else:
+            h_TR = functional.linear(x.to(dtype), A.to(dtype)).flatten(0, -2)
         scaled_RO = (B * self.scale).to(dtype).t()
         return torch.addmm(y.reshape(-1, y.shape[-1]), h_TR, scaled_RO).view(y.shape).to(dtype)
 
