@@ -11,7 +11,7 @@ import math
 import os
 import signal
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,9 @@ from tunesmith.engine.recovery import GuardOptions
 from tunesmith.engine.spikes import SpikeOptions
 from tunesmith.engine.windows import PrefixRule, ScoreRule, Timetable, Window
 from tunesmith.errors import TunesmithError
+from tunesmith.objectives.next_token import NextToken
+from tunesmith.objectives.weighted_sum import PARTS, WeightedSum
+from tunesmith.types import Batch
 
 STEPS = 20
 
@@ -54,6 +57,18 @@ def _long(name: str, **settings: Any) -> Case:
 
 def _noise(trainer: Any) -> None:
     trainer.model.add_embedding_noise(5.0)
+
+
+def _summed(trainer: Any) -> None:
+    """Rows of two kinds under a weighted sum, their packs such that a rank may have one kind alone."""
+    parts = WeightedSum([("sft", 1.0, NextToken()), ("clm", 0.3, NextToken(label_smoothing=0.1))])
+    trainer.objective = trainer.gradients.objective = trainer.reckoning.objective = parts
+    plain = trainer.stream._plain
+
+    def make(rows: Any, progress: float, epoch: int) -> Batch:
+        return replace(plain(rows, progress, epoch), extras={PARTS: torch.tensor([int(row % 3 == 0) for row in rows])})
+
+    trainer.stream._make = make
 
 
 TABLES = {
@@ -89,6 +104,7 @@ SCENARIOS: dict[str, Scenario] = {
     "neftune": Scenario(_long("neftune", touch=_noise)),
     "smoothed": Scenario(_long("smoothed", loss={"label_smoothing": 0.1}, row_weights=True)),
     "focal": Scenario(_long("focal", loss={"focal_gamma": 2.0}, row_weights=True)),
+    "summed": Scenario(_long("summed", touch=_summed, row_weights=True)),
     "memory": Scenario(_long("memory", scope="full"), full=6),
     "signal": Scenario(_long("signal"), signal=7),
     "cut-on-two": Scenario(RESUMED, cut=12, folder="cut-on-two"),

@@ -84,7 +84,7 @@ def test_one_step_is_that_of_one_process(folder: Path, tmp_path: Path, name: str
     "name",
     [
         "adamw", "sgd", "unfreezing", "freezing", "matrices-released", "matrices-paper", "one-pass", "dropout", "early-stopping", "smoothed", "focal", "neftune",
-        "rdrop",
+        "rdrop", "summed",
     ],
 )  # fmt: skip
 def test_twenty_steps_stay_with_those_of_one_process(folder: Path, tmp_path: Path, name: str) -> None:
