@@ -75,6 +75,18 @@ def test_rates_are_chosen_on_validation_rows_and_test_rows_decide(
     assert (desk / "out/strategies.html").exists()
 
 
+def test_tags_are_compared_by_their_words(call: Call, write: Write, in_process: list[str], desk: Path) -> None:
+    rows = [{"tokens": ["ask", name, "now"], "tags": ["O", "B-PER", "O"]} for name in ("Ida", "Bo", "Rye", "Ann")]
+    lines = "".join(json.dumps({**row, "id": number}) + "\n" for number, row in enumerate(rows * 6))
+    (desk / "tags.jsonl").write_text(lines, encoding="utf-8")
+    recipe = write(**HELD_OUT, data__train="tags.jsonl", data__duplicates="keep", objective={"type": "tag"})
+    found = _compare(call, recipe, "--strategies", "lora,full", "--factors", "1,4", "--seeds", "3")
+    assert (found["measure"]["task"], found["measure"]["metric"]) == ("tagging", "word_accuracy")
+    for item in found["strategies"]:
+        (card,) = [Scorecard.load(Path(path) / "scorecards", "tuned") for path in item["runs"]]
+        assert item["score"]["value"] == pytest.approx(card.tasks["verdict"]["word_accuracy"].value)
+
+
 def test_the_same_call_again_runs_nothing_new(call: Call, write: Write, in_process: list[str], desk: Path) -> None:
     recipe = write(**HELD_OUT, evaluation__preserve=[])
     words = ("--strategies", "norms,head", "--factors", "1,2", "--seeds", "0", "--reference", "head")

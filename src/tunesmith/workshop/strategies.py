@@ -17,7 +17,7 @@ from tunesmith.planning.plan import Plan
 from tunesmith.planning.strategies import Strategy, beyond, choose, rates_around, refuse_lost_overrides
 from tunesmith.progress import Progress, SilentProgress
 from tunesmith.recipe.codec import load
-from tunesmith.recipe.heads import ClassifySection, HeadedSection, RegressSection
+from tunesmith.recipe.heads import ClassifySection, HeadedSection, RegressSection, TagSection
 from tunesmith.recipe.objectives import MlmSection
 from tunesmith.recipe.root import Recipe
 from tunesmith.registry.runs import RUNS
@@ -59,6 +59,7 @@ MEASURES = {
 }
 _OF_HEADS: dict[type[HeadedSection], Measure] = {
     ClassifySection: Measure("classification", "accuracy", "share", +1, "score"),
+    TagSection: Measure("tagging", "word_accuracy", "share", +1, "words_right", "words"),
     RegressSection: Measure("regression", "mse", "squared error", -1, "squared_error"),
 }
 
