@@ -65,7 +65,7 @@ SURFACE: dict[str, tuple[list[str], list[str]]] = {
     "runs reproduce": (["RUN"], ["--into", "--json"]),
     "runs show": (["RUN"], ["--json"]),
     "schema": ([], ["--json"]),
-    "train": (["RECIPE", "[SECTION.KEY=VALUE]..."], ["--detach", "--fork", "--json", "--restart", "--run"]),
+    "train": (["RECIPE", "[SECTION.KEY=VALUE]..."], ["--detach", "--fork", "--json", "--nproc", "--restart", "--run"]),
 }
 """Verb -> arguments and options; every verb has --help and --debug beside them. Additions are written here first."""
 

@@ -16,6 +16,7 @@ import torch
 
 from tests.e2e.desk import Call, Write, torn
 from tunesmith import launcher
+from tunesmith.cli.launch import without_nproc
 
 RUN = Path("runs/desk")
 TRAINING = {
@@ -143,3 +144,84 @@ def test_half_a_launcher_is_said(desk: Path, call: Call, write: Write, monkeypat
             monkeypatch.delenv(name, raising=False)
     call("train", write()).refuses(2, "WORLD_SIZE asks for 2 ranks, and RANK, LOCAL_RANK", "is not set", "torchrun")
     assert not Path("runs").exists()
+
+
+def _nproc(*arguments: str, ranks: int = 2) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "tunesmith", *arguments, "--nproc", str(ranks)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+
+
+@pytest.mark.slow
+def test_nproc_starts_the_ranks_with_one_voice(desk: Path, call: Call, write: Write) -> None:
+    recipe = write(training=TRAINING, machine=CPU)
+    done = _nproc("train", recipe, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["status"] == "done"
+    assert _file("environment.json")["ranks"] == 2
+    assert _file("status.json")["times"]["communication"] > 0
+    assert call("train", recipe, "--run", "alone").code == 0
+    assert _losses() == pytest.approx(_losses(Path("alone")), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_nproc_hands_signals_on_and_goes_on_with_the_same_command(desk: Path, call: Call, write: Write) -> None:
+    recipe = write(training=TRAINING | {"max_steps": 60}, machine=CPU)
+    command = [sys.executable, "-m", "tunesmith", "train", recipe, "--nproc", "2"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        while not any((RUN / "checkpoints").glob("0*/manifest.json")) and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    assert err.count("error: ") == 1, err
+    assert _file("status.json")["status"] == "interrupted"
+    done = _nproc("train", recipe)
+    assert done.returncode == 0, done.stderr
+    assert "resumed from the checkpoint of step" in done.stderr
+    assert call("train", recipe, "--run", "whole").code == 0
+    assert _losses() == pytest.approx(_losses(Path("whole")), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_nproc_ends_with_the_main_ranks_code(desk: Path, write: Write) -> None:
+    done = _nproc("train", write(training=TRAINING, machine=CPU), "training.batch_size=1")
+    assert done.returncode == 3, done.stderr
+    assert "a step has 1 examples, and there are 2 ranks" in done.stderr
+    wrong = _nproc("train", write(training=TRAINING, machine=CPU), "training.batches=1")
+    assert wrong.returncode == 2
+    assert wrong.stderr.count("unknown key `batches`") == 1
+
+
+def test_nproc_refuses_what_makes_no_sense(
+    desk: Path, call: Call, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = write()
+    call("train", recipe, "--nproc", "2", "--detach").refuses(2, "--detach starts one process")
+    assert call("train", recipe, "--nproc", "0").code == 2
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    call("train", recipe, "--nproc", "2").refuses(2, "a launcher started 2 ranks already", "leave `--nproc` out")
+    assert not Path("runs").exists()
+
+
+def test_the_option_is_not_handed_on() -> None:
+    given = ["--debug", "train", "r.yaml", "--nproc", "4", "a=1", "--nproc=4", "--run", "x y"]
+    assert without_nproc(given) == ["--debug", "train", "r.yaml", "a=1", "--run", "x y"]
+
+
+@pytest.mark.slow
+def test_nproc_tells_what_a_rank_that_died_alone_said(
+    desk: Path, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rank that sees another disk than the main one: the run ends, with that rank's words and code."""
+    recipe = write(training=TRAINING, machine=CPU)
+    sitecustomize = desk / "path" / "sitecustomize.py"
+    sitecustomize.parent.mkdir()
+    sitecustomize.write_text(
+        "import os, sys\nif os.environ.get('RANK') == '1':\n    print('error: this rank has no disk', file=sys.stderr)\n    os._exit(7)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{sitecustomize.parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    begun = time.monotonic()
+    done = _nproc("train", recipe)
+    assert done.returncode == 7
+    assert "rank 1: error: this rank has no disk" in done.stderr
+    assert time.monotonic() - begun < 90

@@ -11,6 +11,7 @@ from tunesmith.cli import doors
 from tunesmith.cli.arguments import fork_option, read_recipe, recipe_argument
 from tunesmith.cli.command import Verb
 from tunesmith.cli.detach import detach as start_detached
+from tunesmith.cli.launch import launch, without_nproc
 from tunesmith.cli.progress import open_progress
 from tunesmith.cli.terminal import Terminal
 from tunesmith.errors import GuardStopped, Interrupted, RunError, UserError
@@ -31,6 +32,13 @@ if TYPE_CHECKING:
     "--run", "folder", type=click.Path(path_type=Path), default=None, help="Folder of the run; else runs/NAME."
 )
 @click.option("--detach", is_flag=True, help="Start it in the background, where it outlives this terminal.")
+@click.option(
+    "--nproc",
+    type=click.IntRange(min=1),
+    default=1,
+    metavar="N",
+    help="Train as N ranks on this machine, one for each GPU.",
+)
 @click.option("--restart", is_flag=True, help="Start from the first step where every checkpoint is damaged.")
 @fork_option
 @click.pass_obj
@@ -40,19 +48,20 @@ def train(
     overrides: tuple[str, ...],
     folder: Path | None,
     detach: bool,
+    nproc: int,
     restart: bool,
     fork: str | None,
 ) -> None:
     """Train as RECIPE says, score base and tuned model, and write the report.
 
     The same call resumes an interrupted run; one whose recipe or data changed is refused, and --fork starts a child of it.
-    Under `torchrun --nproc-per-node N -m -- tunesmith train RECIPE` N processes share out the passes of each step (without the `--`
-    the launcher takes `--run` for one of its own options).
+    With --nproc N processes share out the passes of each step. So they do under `torchrun --nproc-per-node N -m -- tunesmith train RECIPE`
+    (without the `--` the launcher takes `--run` for one of its own options) and under srun.
     Overrides are typed as in the recipe: training.learning_rate=1e-3 adapter.rank=8
     """
-    if detach and num_ranks() > 1:
+    if detach and (num_ranks() > 1 or nproc > 1):
         raise UserError(
-            "--detach starts one process", where="command line", hint="put torchrun itself into the background"
+            "--detach starts one process", where="command line", hint="put the launcher itself into the background"
         )
     read = read_recipe(terminal, recipe, overrides)
     run_folder = folder or RUNS / read.name
@@ -60,6 +69,8 @@ def train(
         doors.follow(read, run_folder, fork)
         return
     refuse_if_held(run_folder)
+    if nproc > 1:
+        raise click.exceptions.Exit(launch(without_nproc(terminal.given), nproc))
     plan = doors.plan_recipe(read)
     progress = open_progress()
     try:
