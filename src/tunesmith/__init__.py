@@ -4,6 +4,7 @@
     evaluate(model, suite) -> Scorecard    compare(before, after) -> Comparison
     report(run) -> Report    export(run, out)    compare_strategies(path) -> StrategyComparison
     open_switchboard(base) -> Switchboard    blend(adapters, out)    inspect_adapters(adapters)
+    media_features(encoder, inputs)    train_head(features, targets, out)    apply_head(out, features)
 
 Names load their module when they are first used: ``import tunesmith`` is free, and a plan never imports torch.
 """
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from tunesmith.planning.plan import Plan, make_plan
     from tunesmith.recipe.codec import load
     from tunesmith.recipe.root import Recipe
+    from tunesmith.workshop.array_heads import apply_head, media_features, train_head
     from tunesmith.workshop.blend import blend
     from tunesmith.workshop.compare_strategies import StrategyComparison, compare_strategies
     from tunesmith.workshop.evaluate import evaluate
@@ -42,6 +44,7 @@ _FACE = {
     "Scorecard": "tunesmith.evaluation.scorecard:Scorecard",
     "StrategyComparison": "tunesmith.workshop.compare_strategies:StrategyComparison",
     "Switchboard": "tunesmith.workshop.switchboard:Switchboard",
+    "apply_head": "tunesmith.workshop.array_heads:apply_head",
     "blend": "tunesmith.workshop.blend:blend",
     "compare": "tunesmith.evaluation.comparison:compare",
     "compare_strategies": "tunesmith.workshop.compare_strategies:compare_strategies",
@@ -50,9 +53,11 @@ _FACE = {
     "inspect_adapters": "tunesmith.workshop.inspecting:inspect_adapters",
     "load": "tunesmith.recipe.codec:load",
     "make_plan": "tunesmith.planning.plan:make_plan",
+    "media_features": "tunesmith.workshop.array_heads:media_features",
     "open_switchboard": "tunesmith.workshop.switchboard:open_switchboard",
     "report": "tunesmith.workshop.report:report",
     "train": "tunesmith.workshop.train:train",
+    "train_head": "tunesmith.workshop.array_heads:train_head",
 }
 
 __all__ = [
@@ -66,6 +71,7 @@ __all__ = [
     "StrategyComparison",
     "Switchboard",
     "__version__",
+    "apply_head",
     "blend",
     "compare",
     "compare_strategies",
@@ -74,9 +80,11 @@ __all__ = [
     "inspect_adapters",
     "load",
     "make_plan",
+    "media_features",
     "open_switchboard",
     "report",
     "train",
+    "train_head",
 ]
 
 

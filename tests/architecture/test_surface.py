@@ -71,7 +71,7 @@ SURFACE: dict[str, tuple[list[str], list[str]]] = {
 
 FACE = [
     "Asked", "Comparison", "Plan", "Recipe", "Report", "Run", "Scorecard", "StrategyComparison", "Switchboard", "__version__",
-    "blend", "compare", "compare_strategies", "evaluate", "export", "inspect_adapters", "load", "make_plan", "open_switchboard", "report", "train",
+    "apply_head", "blend", "compare", "compare_strategies", "evaluate", "export", "inspect_adapters", "load", "make_plan", "media_features", "open_switchboard", "report", "train", "train_head",
 ]  # fmt: skip
 
 

@@ -115,7 +115,7 @@ def load_model(
 
 def _stored(folder: Path, kind: Any, config: Any, dtype: torch.dtype) -> tuple[Any, Mapping[str, Any]]:
     """The module with the folder's weights, and what transformers reports of them."""
-    with _weights_alone(folder) as beside:
+    with weights_alone(folder) as beside:
         hf, report = kind.from_pretrained(
             beside,
             config=config,
@@ -231,7 +231,7 @@ def _refuse_larger(config: Any, kind: Any, stored: int, folder: Path) -> None:
 
 
 @contextmanager
-def _weights_alone(folder: Path) -> Iterator[Path]:
+def weights_alone(folder: Path) -> Iterator[Path]:
     """A folder with nothing but the weight files that were checked, and a configuration of ours.
 
     transformers looks into a model folder for adapters, other weight files, sharded checkpoints and generation code; what
