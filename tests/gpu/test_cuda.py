@@ -19,6 +19,7 @@ from tunesmith.engine.trainer import Trainer
 from tunesmith.models.causal_lm import CausalLM
 from tunesmith.objectives.next_token import NextToken
 from tunesmith.recipe.adapters import FullSection, LoraSection
+from tunesmith.recipe.low_rank import AfloraSection
 from tunesmith.recipe.prompts import PrefixSection, PromptSection
 
 pytestmark = [
@@ -32,7 +33,8 @@ def trainer_on_gpu(folder: Path, scope: str, steps: int = 12, **changes: Any) ->
 
     options = replace(OPTIONS, **changes)
     model = CausalLM(family("llama"))
-    section = FullSection() if scope == "full" else LoraSection(rank=4, alpha=8.0, dropout=0.1)
+    lora = LoraSection(rank=4, alpha=8.0, dropout=0.1)
+    section = {"full": FullSection(), "aflora": AfloraSection()}.get(scope, lora)
     adapter = build(section, 3)
     adapter.attach(model.hf)
     model.to("cuda")

@@ -14,12 +14,15 @@ import torch
 
 from tests.gpu.test_cuda import trainer_on_gpu
 from tests.tiny import batch
+from tunesmith.engine.blockwise import pack
 from tunesmith.engine.clipping import ZClipOptions
+from tunesmith.engine.compact_adamw import CompactAdamW
 from tunesmith.engine.numbers import DeferredNumbers
+from tunesmith.engine.randomness import use_deterministic
 from tunesmith.engine.recovery import GuardOptions
 from tunesmith.engine.spikes import SpikeOptions
 from tunesmith.engine.trainer import Trainer
-from tunesmith.engine.windows import PrefixRule, Timetable, Window
+from tunesmith.engine.windows import PrefixRule, ScoreRule, Timetable, Window
 from tunesmith.errors import GuardStopped
 from tunesmith.objectives.next_token import NextToken
 from tunesmith.types import Loss
@@ -85,6 +88,103 @@ def test_a_step_makes_the_host_wait_for_nothing(tmp_path: Path, scope: str, prec
             trainer._report(wait=False)
     trainer._report(wait=True)
     assert trainer.reckoning.updates == 5
+
+
+@pytest.mark.parametrize("scope", ["lora", "full", "aflora"])
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"optimiser": "adamw_8bit"}, {"offload_optimiser": True}, {"optimiser": "adamw_8bit", "offload_optimiser": True},
+        {"score_rule": ScoreRule(boundaries=((100, 1.0),), window=2)},
+    ],
+    ids=["8bit", "host", "8bit-host", "scores"],
+)  # fmt: skip
+def test_compact_moments_and_scores_make_the_host_wait_for_nothing(
+    tmp_path: Path, scope: str, more: dict[str, Any]
+) -> None:
+    trainer, _ = trainer_on_gpu(tmp_path, scope, precision="bf16", **more)
+    stream = iter(trainer.stream)
+    trainer._one_step(next(stream))
+    trainer._report(wait=True)
+    with no_waiting():
+        for _ in range(4):
+            facts = trainer._one_step(next(stream))
+            facts["seconds"] = 0.0
+            trainer._report(wait=False)
+    trainer._report(wait=True)
+    assert trainer.reckoning.updates == 5
+
+
+@pytest.mark.parametrize("optimiser", ["adamw", "adamw_8bit"])
+def test_moments_on_the_host_are_those_on_the_card(optimiser: str) -> None:
+    """To the bit, over several pieces, with a refused step between; codes packed on the card are those of the CPU."""
+    count, found = (1 << 22) + 5000, {}
+    for place, offload in {"card": False, "host": True}.items():
+        generator = torch.Generator("cuda").manual_seed(1)
+        parameter = torch.nn.Parameter(torch.randn(count, generator=generator, device="cuda"))
+        group = {"params": [parameter], "weight_decay": 0.1}
+        made = CompactAdamW([group], 1e-2, (0.9, 0.999), 1e-8, eight_bit=optimiser == "adamw_8bit", offload=offload)
+        for refused in (0.0, 0.0, 1.0, 0.0):
+            parameter.grad = torch.randn(count, generator=generator, device="cuda")
+            made.found_inf = torch.full((), refused, device="cuda")
+            made.step()
+        torch.cuda.synchronize()
+        state = made.state[parameter]
+        assert all(value.is_pinned() == offload for key, value in state.items() if key != "step")
+        found[place] = {key: value.cpu() for key, value in state.items()} | {"p": parameter.detach().cpu()}
+    assert found["card"].keys() == found["host"].keys()
+    assert all(torch.equal(found["card"][key], value) for key, value in found["host"].items())
+    numbers = torch.randn(10_000)
+    for signed in (True, False):
+        drawn = numbers if signed else numbers.abs()
+        codes, scales = pack(drawn.to("cuda"), signed=signed)
+        expected = pack(drawn, signed=signed)
+        assert torch.equal(scales.cpu(), expected[1])
+        assert float((codes.cpu() != expected[0]).float().mean()) < 1e-4
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"optimiser": "adamw_8bit"}, {"optimiser": "adamw_8bit", "offload_optimiser": True}, {"offload_optimiser": True}],
+    ids=str,
+)
+def test_compact_moments_resume_to_the_bit(tmp_path: Path, more: dict[str, Any]) -> None:
+    use_deterministic(True)
+    try:
+        whole, _ = trainer_on_gpu(tmp_path / "whole", "full", **more)
+        whole.run()
+        cut, _ = trainer_on_gpu(tmp_path / "cut", "full", 6, **more)
+        cut.run()
+        again, _ = trainer_on_gpu(tmp_path / "cut", "full", **more)
+        checkpoint = again.checkpoints.newest()
+        assert checkpoint is not None
+        again.restore(checkpoint)
+        again.run()
+    finally:
+        use_deterministic(False)
+    state, other = whole.optimiser.state(), again.optimiser.state()
+    assert state.keys() == other.keys()
+    assert all(torch.equal(state[name].cpu(), tensor.cpu()) for name, tensor in other.items())
+    assert all(torch.equal(whole.adapter.state()[name], tensor) for name, tensor in again.adapter.state().items())
+
+
+def test_packed_moments_leave_memory_free() -> None:
+    """32 Mi numbers: 256 MiB of moments in fp32, 65 MiB packed; unpacked at a time are 4 Mi numbers."""
+    peaks = {}
+    for name, eight_bit in {"fp32": False, "packed": True}.items():
+        parameter = torch.nn.Parameter(torch.zeros(1 << 25, device="cuda"))
+        parameter.grad = torch.ones_like(parameter)
+        made = CompactAdamW(
+            [{"params": [parameter], "weight_decay": 0.0}], 1e-3, (0.9, 0.999), 1e-8, eight_bit=eight_bit, offload=False
+        )
+        made.step()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        made.step()
+        peaks[name] = (before, torch.cuda.max_memory_allocated() - before)
+        del parameter, made
+    assert peaks["fp32"][0] - peaks["packed"][0] > 180 << 20
+    assert peaks["packed"][1] < 32 * (1 << 22) * 1.25
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ def test_none_left_says_what_to_do(shelf: Path) -> None:
 
 
 @pytest.mark.parametrize("scope", ["lora", "lora with tokens", "full"])
-@pytest.mark.parametrize("optimiser", ["adamw", "sgd"])
+@pytest.mark.parametrize("optimiser", ["adamw", "adamw_8bit", "sgd"])
 def test_what_a_run_saves_fits_it(tmp_path: Path, scope: str, optimiser: str) -> None:
     """Of each kind, after refused steps, and before the first one."""
     changes = {"scope": scope, "optimiser": optimiser, "checkpoint_every": 1, "keep_checkpoints": 20}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from tunesmith.engine.blockwise import blocks_of
+from tunesmith.engine.compact_adamw import CompactAdamW, packs
 from tunesmith.engine.forms import shown
 from tunesmith.engine.options import TrainerOptions
 from tunesmith.engine.tensor_form import tensor_fault
@@ -27,11 +29,20 @@ _KEYS: dict[str, dict[str, tuple[torch.Size, torch.dtype] | None]] = {
     "sgd": {"momentum_buffer": _LIKE_THE_PARAMETER},
 }  # fmt: skip
 """What an optimiser keeps for a parameter: shape and type of each, where they are not the parameter's own."""
-_NEVER_NEGATIVE = ("step", "exp_avg_sq", "score_sum", "score_count", "score_level", "score_spread")
+_NEVER_NEGATIVE = (
+    "step",
+    "exp_avg_scales",
+    "exp_avg_sq_scales",
+    "exp_avg_sq",
+    "score_sum",
+    "score_count",
+    "score_level",
+    "score_spread",
+)
 
 
 class Optimiser:
-    """AdamW or SGD over groups; remembers parameter names so that its state can be saved without pickle."""
+    """AdamW, plain or with compact moments, or SGD over groups; remembers parameter names so that its state can be saved without pickle."""
 
     def __init__(self, groups: Sequence[ParamGroup], options: TrainerOptions) -> None:
         self.groups = [group for group in groups if group.parameters]
@@ -63,7 +74,23 @@ class Optimiser:
         rate = self.options.learning_rate
         if self.options.optimiser == "sgd":
             return torch.optim.SGD(settings, lr=rate, momentum=self.options.momentum, fused=True)
-        return torch.optim.AdamW(settings, lr=rate, betas=self.options.betas, eps=1e-8, fused=True)
+        betas, eps = self.options.betas, 1e-8
+        if self.options.optimiser == "adamw_8bit" or self.options.offload_optimiser:
+            eight_bit, offload = self.options.optimiser == "adamw_8bit", self.options.offload_optimiser
+            return CompactAdamW(settings, rate, betas, eps, eight_bit=eight_bit, offload=offload)
+        return torch.optim.AdamW(settings, lr=rate, betas=betas, eps=eps, fused=True)
+
+    def _own_keys(self, parameter: nn.Parameter) -> dict[str, tuple[torch.Size, torch.dtype] | None]:
+        """What the optimiser keeps for a parameter, with shapes and types."""
+        if self.options.optimiser != "adamw_8bit":
+            return _KEYS[self.options.optimiser]
+        if not packs(parameter.numel()):
+            return _KEYS["adamw"]
+        codes, scales = torch.Size([parameter.numel()]), torch.Size([blocks_of(parameter.numel())])
+        kept: dict[str, tuple[torch.Size, torch.dtype] | None] = {"step": _SCALAR}
+        for key in ("exp_avg", "exp_avg_sq"):
+            kept |= {f"{key}_codes": (codes, torch.uint8), f"{key}_scales": (scales, torch.float32)}
+        return kept
 
     def set_rate(self, rate: float, shares: Mapping[int | None, float] | None = None) -> None:
         """Set the rate of the next update; each group multiplies it by its factors, and by the share of its depth."""
@@ -109,11 +136,13 @@ class Optimiser:
         momentum: Tensor | None = state.get("momentum_buffer")
         if momentum is not None:
             return momentum * float(group["lr"])
-        if "exp_avg" not in state:
+        if "step" not in state:
             return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad * float(group["lr"])
         first, second = group["betas"]
-        mean = state["exp_avg"] / (1 - first ** state["step"])
-        deviation = (state["exp_avg_sq"] / (1 - second ** state["step"])).sqrt() + group["eps"]
+        moments = (state["exp_avg"], state["exp_avg_sq"]) if type(self.torch) is torch.optim.AdamW else None
+        mean, square = moments or cast(CompactAdamW, self.torch).moments(parameter)
+        mean = mean / (1 - first ** state["step"])
+        deviation = (square / (1 - second ** state["step"])).sqrt() + group["eps"]
         update: Tensor = group["lr"] * mean / deviation
         return update
 
@@ -124,6 +153,8 @@ class Optimiser:
     def state(self) -> dict[str, Tensor]:
         """``name/key`` to tensor, for instance ``layers.0.q_proj.A/exp_avg``."""
         tensors: dict[str, Tensor] = {}
+        if self.options.offload_optimiser and torch.cuda.is_available():
+            torch.cuda.synchronize()  # moments may be on their way to the host
         for name, parameter in zip(self.names, self.parameters, strict=True):
             for key, value in self.torch.state.get(parameter, {}).items():
                 if isinstance(value, Tensor):
@@ -138,11 +169,12 @@ class Optimiser:
 
         A parameter has all of its keys, or none: it may have had no step, or be frozen. What rules keep it may have besides.
         """
-        known, own = dict(zip(self.names, self.parameters, strict=True)), _KEYS[self.options.optimiser]
-        keys = {**own, **_BESIDE}
+        known = dict(zip(self.names, self.parameters, strict=True))
         by_name = _by_name(tensors)
         for name, values in by_name.items():
-            strange = list(values) if name not in known else [key for key in values if key not in keys]
+            own = self._own_keys(known[name]) if name in known else {}
+            keys = {**own, **_BESIDE} if name in known else {}
+            strange = [key for key in values if key not in keys]
             if strange:
                 return f"{shown(f'{name}/{strange[0]}')} is nothing that this run's optimiser keeps"
             lacking = [key for key in own if key not in values]
@@ -167,7 +199,9 @@ class Optimiser:
                 kept.pop(parameter, None)
                 if key in found:
                     kept[parameter] = found.pop(key)
-            if found:
+            if found and isinstance(self.torch, CompactAdamW):
+                self.torch.put(parameter, found)
+            elif found:
                 self.torch.state[parameter] = found
 
 

@@ -20,6 +20,7 @@ class TrainerOptions:
     schedule: str = "cosine"
     decay_share: float = 0.2
     optimiser: str = "adamw"
+    offload_optimiser: bool = False
     betas: tuple[float, float] = (0.9, 0.999)
     momentum: float = 0.9
     weight_decay: float = 0.01

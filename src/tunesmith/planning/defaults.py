@@ -254,6 +254,20 @@ def derive_weights_dtype(recipe: Recipe, precision: str) -> Derived[str]:
     return Derived(precision, "the base is frozen and kept in the precision of the pass; the adapter is fp32")
 
 
+def require_offload(recipe: Recipe, machine: Machine) -> None:
+    """Refuse to move an optimiser's states to the host where they lie there anyway.
+
+    Raises:
+        HardwareMissing: no CUDA device trains.
+    """
+    if recipe.training.offload_optimiser and machine.device != "cuda":
+        raise HardwareMissing(
+            f"`offload_optimiser` keeps the optimiser's states in the host's memory, and on {machine.device} they are there already",
+            where="training.offload_optimiser",
+            hint="leave it out; `training.optimiser: adamw_8bit` makes the states smaller on any machine",
+        )
+
+
 def derive_deterministic(recipe: Recipe, machine: Machine) -> Derived[bool]:
     """Whether two runs give the same bits."""
     if recipe.machine.deterministic is not None:
@@ -275,7 +289,8 @@ def derive_threads(recipe: Recipe, machine: Machine) -> Derived[int]:
 
 
 def derive_device(recipe: Recipe, machine: Machine) -> Derived[str]:
-    """Where training runs."""
+    """Where training runs. Raises HardwareMissing as ``require_offload``."""
+    require_offload(recipe, machine)
     if recipe.machine.device != "auto":
         return Derived.given(machine.device)
     reason = f"found {machine.name}" if machine.device == "cuda" else "no CUDA device was found"

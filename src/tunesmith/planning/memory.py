@@ -1,8 +1,8 @@
 """Memory by part, before the first weight is loaded. Torch-free.
 
 States: frozen weights 4 bytes each, or 2 in 16 bit (packed ones as in ``packed``, and the largest layer unpacked for a
-moment); what trains is fp32: weight 4, gradient 4, AdamW 8 (SGD with momentum 4,
-without 0). Where the pass is 16 bit and weights are fp32, autocast keeps a copy of 2. So full fine-tuning with AdamW takes 16 bytes
+moment); what trains is fp32: weight 4, gradient 4, AdamW 8 (packed 2 and a scale of 4 for 256 of
+either moment, SGD with momentum 4, without 0). Where the pass is 16 bit and weights are fp32, autocast keeps a copy of 2. So full fine-tuning with AdamW takes 16 bytes
 a parameter, 18 in 16 bit.
 
 Activations, bytes per token of a Llama-like layer: what autograd keeps for the backward pass of transformers' modules under our
@@ -28,6 +28,7 @@ Such rows are in fp32 as all that trains, and the base's own values of them are 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -53,6 +54,11 @@ _ALLOCATOR_SHARE = {"cpu": 0.7, "cuda": 0.05}
 (8 and 28 M parameters, LoRA and full); CUDA's caching allocator fragments little."""
 _SCORE_BYTES = 12
 """Of a matrix that is frozen by its score: a sum of gradients, their level and spread, in fp32."""
+_BLOCK = 256
+"""Numbers of a packed moment that share a scale of 4 bytes."""
+_PIECE = 1 << 22
+_UNPACKED_BYTES = 32
+"""Gradient, two moments, their packing and the update of the numbers that are worked on at a time."""
 _GIB = 1 << 30
 _LARGEST_COPY_BYTES = 1 << 30
 
@@ -113,17 +119,19 @@ def estimate_memory(
     unpacked = (4 + compute) * largest_layer(facts) if num_packed else 0
     casts = 2 * (cast + scope.num_adapter + scope.fixed) if compute == 2 else 0
     held = int(_ALLOCATOR_SHARE[settings.device] * (activations + workspace))
+    states, pieces = _optimiser_parts(settings, scope)
     parts = {
         "weights": frozen_bytes
         + 4 * scope.fixed
         + 4 * scope.num_trainable
         + TYPE_BYTES[settings.weights_dtype] * sum(scope.rows.values()),
         "gradients": 4 * scope.num_trainable,
-        "optimiser": state_bytes(settings, scope),
+        "optimiser": states,
         "activations": activations,
         "logits": logits,
         "buffers": casts
         + unpacked
+        + pieces
         + workspace
         + head_buffers
         + held
@@ -133,9 +141,11 @@ def estimate_memory(
     return Memory(parts, available_bytes)
 
 
-def optimiser_bytes(settings: Settings) -> int:
-    """Bytes of optimiser state per trained element; autofreeze keeps sums of gradients with it."""
+def optimiser_bytes(settings: Settings) -> float:
+    """Bytes of optimiser state per trained element, in 8 bits of a large tensor; autofreeze keeps sums of gradients with it."""
     sums = 4 if settings.freezing == "autofreeze" else 0
+    if settings.optimiser == "adamw_8bit":
+        return 2 + 2 * 4 / _BLOCK + sums
     if settings.optimiser == "adamw":
         return 8 + sums
     return (4 if settings.momentum > 0 else 0) + sums
@@ -143,7 +153,18 @@ def optimiser_bytes(settings: Settings) -> int:
 
 def state_bytes(settings: Settings, scope: Scope) -> int:
     """Bytes of the optimiser's states, and of the scores by which matrices are frozen."""
-    return optimiser_bytes(settings) * scope.num_trainable + _SCORE_BYTES * scope.scored
+    small = scope.small if settings.optimiser == "adamw_8bit" else 0
+    moments = optimiser_bytes(settings) * (scope.num_trainable - small) + 8 * small
+    return math.ceil(moments) + _SCORE_BYTES * scope.scored
+
+
+def _optimiser_parts(settings: Settings, scope: Scope) -> tuple[int, int]:
+    """Bytes of the states on the device, and of what one piece of a tensor takes while its moments are unpacked."""
+    if settings.optimiser != "adamw_8bit" and not settings.offload_optimiser:
+        return state_bytes(settings, scope), 0
+    largest = max([0, *scope.trained.values(), *scope.adapted.values(), *scope.rows.values()])
+    held = _SCORE_BYTES * scope.scored if settings.offload_optimiser else state_bytes(settings, scope)
+    return held, _UNPACKED_BYTES * min(largest, _PIECE)
 
 
 def saved_bytes(settings: Settings, scope: Scope) -> int:
@@ -225,7 +246,7 @@ def _gib(size: int) -> str:
 _REMEDIES = {
     "weights": "take a smaller base model, `training.precision: bf16` where the hardware has it, or a machine with more memory",
     "gradients": "train fewer parameters: `adapter: {type: lora}`, or partial with fewer layers",
-    "optimiser": "train fewer parameters: `adapter: {type: lora}`; or `training.optimiser: sgd`",
+    "optimiser": "train fewer parameters: `adapter: {type: lora}`; or `training.optimiser: adamw_8bit`, or `sgd`",
     "activations": "set `training.recompute: on`, or a smaller `model.context`",
     "logits": "a machine with more memory; the head's chunks are as small as they get",
     "buffers": "a smaller `model.context`, or fewer trained parameters: `adapter: {type: lora}`",

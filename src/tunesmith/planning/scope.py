@@ -17,6 +17,9 @@ from tunesmith.recipe.bottleneck import BottleneckPart, BottleneckSection
 from tunesmith.recipe.low_rank import AddedSection, AfloraSection, GraloraSection, LoraSection, LowRankSection
 from tunesmith.recipe.prompts import VirtualSection, virtual_tokens_of
 
+SMALLEST_PACKED = 4096
+"""Numbers of the smallest tensor whose moments ``adamw_8bit`` packs."""
+
 
 @dataclass(frozen=True)
 class TrainableCount:
@@ -50,6 +53,7 @@ class Scope:
         kept: sub-layers with a bottleneck -> numbers that it keeps per token for the backward pass.
         scored: elements of an adapter's matrices that train at first and are frozen on the way.
         fixed: elements of an adapter that never train.
+        small: elements that train in tensors of fewer than 4,096 numbers, whose moments stay fp32 where others are packed.
     """
 
     kind: str
@@ -64,6 +68,7 @@ class Scope:
     kept: Mapping[str, int] = field(default_factory=dict)
     scored: int = 0
     fixed: int = 0
+    small: int = 0
 
     @property
     def num_trainable(self) -> int:
@@ -124,9 +129,11 @@ def scope_of(facts: ModelFacts, section: AdapterSection, head: int = 0) -> Scope
             hint=f"set one of {PARTIAL_CHOICES}",
         )
     rows = _rows(facts, section, chosen) if isinstance(section, AddedSection) else {}
+    trained = {name: prod(shape) for name, shape in facts.tensors.items() if name in chosen}
+    tensors = [*trained.values(), *rows.values(), head, *_tensors(facts, section, adapted)]
     return Scope(
         kind=section.type,
-        trained={name: prod(shape) for name, shape in facts.tensors.items() if name in chosen},
+        trained=trained,
         adapted=adapted,
         rank=rank,
         dropout=dropout,
@@ -137,6 +144,7 @@ def scope_of(facts: ModelFacts, section: AdapterSection, head: int = 0) -> Scope
         kept=kept,
         scored=scored,
         fixed=fixed,
+        small=sum(size for size in tensors if size < SMALLEST_PACKED),
     )
 
 
@@ -232,6 +240,19 @@ def _matrices(facts: ModelFacts, section: AfloraSection, layers: Iterable[str]) 
         trains = section.trains_matrices(names.in_feed_forward(layer))
         sizes[trains] += section.rank * sum(facts.tensors[f"{layer}.weight"])
     return sizes[True], sizes[False]
+
+
+def _tensors(facts: ModelFacts, section: AdapterSection, adapted: Mapping[str, int]) -> list[int]:
+    """Elements of the tensors of an adapter's parts; where a part is not known to be two matrices it counts as one tensor."""
+    if not isinstance(section, LowRankSection):
+        return list(adapted.values())
+    found: list[int] = []
+    for layer, size in adapted.items():
+        shape = facts.tensors[f"{layer}.weight"]
+        rank = size // sum(shape)  # vectors beside the matrices are less than one rank more
+        found += [rank * side for side in shape]
+        found.append(size - rank * sum(shape))
+    return found
 
 
 def _kept(facts: ModelFacts, part: BottleneckPart) -> int:

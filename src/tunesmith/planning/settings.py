@@ -74,6 +74,7 @@ class Settings:
     freezing: str | None = None
     head_factor: float = 1.0
     quantise: str = "none"
+    offload_optimiser: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""

@@ -12,6 +12,9 @@ from tunesmith.planning.settings import Counts, Derived, Settings
 from tunesmith.recipe.heads import HeadedSection
 from tunesmith.recipe.root import Recipe
 
+_OPTIMISER = ("optimiser", "offload_optimiser", "betas", "momentum")
+"""Settings of the optimiser, which are as the recipe says."""
+
 
 def settle(
     recipe: Recipe, facts: ModelFacts, machine: Machine, counts: Counts, context: Derived[int]
@@ -65,9 +68,7 @@ def settle(
         weight_decay=training.weight_decay,
         schedule=schedule_of(recipe),
         decay_share=training.decay_share,
-        optimiser=training.optimiser,
-        betas=training.betas,
-        momentum=training.momentum,
+        **{name: getattr(training, name) for name in _OPTIMISER},
         quantise=recipe.model.quantise,
         freezing=training.freezing.type if training.freezing is not None else None,
         head_factor=values["objective.rate_factor"].value if "objective.rate_factor" in values else 1.0,

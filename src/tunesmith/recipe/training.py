@@ -12,7 +12,7 @@ from tunesmith.recipe.section import Section
 
 ScheduleName = Literal["cosine", "linear", "constant", "wsd", "slanted"]
 PrecisionName = Literal["auto", "fp32", "bf16", "fp16"]
-OptimiserName = Literal["adamw", "sgd"]
+OptimiserName = Literal["adamw", "adamw_8bit", "sgd"]
 RecomputeChoice = Literal["auto", "on", "off"]
 
 
@@ -44,7 +44,10 @@ class TrainingSection(Section):
     learning_rate: float | None = Field(default=None, gt=0)
     """Peak rate; unset follows the rule by scope and width."""
     optimiser: OptimiserName = "adamw"
-    """``adamw`` (betas 0.9, 0.999, epsilon 1e-8) or ``sgd`` with momentum."""
+    """``adamw`` (betas 0.9, 0.999, epsilon 1e-8), ``adamw_8bit`` (the same with moments of 1 byte a number in blocks of 256, for
+    tensors of at least 4,096 numbers) or ``sgd`` with momentum."""
+    offload_optimiser: bool = False
+    """Keep AdamW's moments in pinned memory of the host, and bring them to the CUDA device a piece at a time."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's decay of first and second moments."""
     momentum: float = Field(default=0.9, ge=0.0, lt=1.0)
@@ -94,4 +97,6 @@ class TrainingSection(Section):
             raise ValueError("`warmup` is a share of the steps below 1, or a whole number of steps")
         if isinstance(self.freezing, FreezeOutSection) and self.schedule != "cosine":
             raise ValueError("`freezeout` gives each layer a cosine of its own: leave `schedule` at `cosine`")
+        if self.offload_optimiser and self.optimiser == "sgd":
+            raise ValueError("`offload_optimiser` moves AdamW's moments: take `optimiser: adamw` or `adamw_8bit`")
         return self

@@ -13,7 +13,8 @@ from tunesmith.engine.vitals import LayerVital, faults, layer_of
 
 
 @pytest.mark.parametrize(
-    "settings", [{"optimiser": "adamw"}, {"optimiser": "sgd"}, {"optimiser": "sgd", "momentum": 0.0}]
+    "settings",
+    [{"optimiser": "adamw"}, {"offload_optimiser": True}, {"optimiser": "sgd"}, {"optimiser": "sgd", "momentum": 0.0}],
 )
 def test_updates_are_those_that_the_weights_made(tmp_path: Path, settings: dict[str, Any]) -> None:
     told: dict[int, list[LayerVital]] = {}

@@ -53,6 +53,16 @@ def test_stated_rate_and_sgd(tiny) -> None:
     assert "SGD" in defaults.derive_rate(recipe(training={"optimiser": "sgd"}), tiny).reason
 
 
+def test_states_are_moved_to_the_host_from_a_card_only(tiny, cpu) -> None:
+    made = recipe(training={"offload_optimiser": True})
+    with pytest.raises(HardwareMissing, match="on cpu they are there already") as caught:
+        defaults.derive_device(made, cpu)
+    assert caught.value.where == "training.offload_optimiser"
+    assert "adamw_8bit" in caught.value.hint
+    with pytest.raises(RecipeError, match="moves AdamW's moments"):
+        recipe(training={"offload_optimiser": True, "optimiser": "sgd"})
+
+
 def test_round_to_two_digits() -> None:
     assert [defaults.round_to(value) for value in (0.00285714, 994.0, 0.0995)] == [0.0029, 990.0, 0.1]
 

@@ -2,27 +2,41 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import transformers
 
 from tunesmith import embedded
 from tunesmith.adapters import build
 from tunesmith.adapters.bottleneck import Bottleneck
 from tunesmith.data.loader import make_batch
+from tunesmith.engine import blockwise, compact_adamw
+from tunesmith.engine.optim import Optimiser
+from tunesmith.engine.options import TrainerOptions
 from tunesmith.errors import GateRefused
 from tunesmith.models import names
 from tunesmith.models.facts import read_facts
 from tunesmith.models.loading import load_model
-from tunesmith.planning.memory import PARTS, Memory, activation_bytes_per_token, estimate_memory, require_fit
-from tunesmith.planning.scope import scope_of
+from tunesmith.planning import memory
+from tunesmith.planning.memory import (
+    PARTS,
+    Memory,
+    activation_bytes_per_token,
+    estimate_memory,
+    require_fit,
+    state_bytes,
+)
+from tunesmith.planning.scope import SMALLEST_PACKED, scope_of
 from tunesmith.planning.settings import Counts
 from tunesmith.planning.sizing import fit_to_memory
 from tunesmith.recipe.adapters import FullSection, LoraSection, PartialSection
 from tunesmith.recipe.bottleneck import BottleneckSection
+from tunesmith.recipe.low_rank import AfloraSection, GraloraSection
 
 GIB = 1 << 30
 BASE = Path(embedded.model_folder(embedded.DEFAULT_MODEL))
@@ -115,6 +129,56 @@ def test_sgd_keeps_less(tiny, make_settings) -> None:
     assert bytes_of() == 8 * number
     assert bytes_of(optimiser="sgd") == 4 * number
     assert bytes_of(optimiser="sgd", momentum=0.0) == 0
+
+
+def test_packed_moments_take_a_byte_a_number_and_a_scale_a_block(tiny, make_settings) -> None:
+    """The tiny model's largest tensor has 96 · 32 numbers, so that all moments stay as they are."""
+    constants = (memory._BLOCK, memory._PIECE, SMALLEST_PACKED)
+    assert constants == (blockwise.BLOCK, compact_adamw.PIECE, compact_adamw.SMALLEST)
+    settings = make_settings(optimiser="adamw_8bit")
+    scope = scope_of(tiny, FullSection())
+    assert scope.small == tiny.num_parameters
+    assert state_bytes(settings, scope) == 8 * tiny.num_parameters
+    large = replace(scope, small=1_000)
+    rest = tiny.num_parameters - 1_000
+    assert state_bytes(settings, large) == math.ceil(rest * (2 + 8 / 256)) + 8_000
+
+
+@pytest.mark.parametrize(
+    "section",
+    [FullSection(), LoraSection(rank=16), LoraSection(rank=64, dora=True), GraloraSection(), AfloraSection(rank=32)],
+    ids=str,
+)
+def test_the_plan_counts_the_states_that_are_made(section, make_facts, make_settings) -> None:
+    """On a Llama of some hundred thousand parameters, byte for byte but for steps and the last block of each tensor."""
+    model = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            vocab_size=512, hidden_size=128, intermediate_size=352, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, max_position_embeddings=64, tie_word_embeddings=True,
+        )
+    )  # fmt: skip
+    shapes = {name: tuple(part.shape) for name, part in model.named_parameters()}
+    facts = make_facts(shapes, 128, 2, 4, 2, 352, 512, tied=True, context=64)
+    adapter = build(section, 0)
+    adapter.attach(model)
+    made = Optimiser(adapter.groups(), TrainerOptions(1, 1e-3, 0, optimiser="adamw_8bit"))
+    for parameter in made.parameters:
+        parameter.grad = torch.ones_like(parameter)
+    made.step(torch.zeros(()))
+    tensors = [tensor for name, tensor in made.state().items() if not name.endswith("/step")]
+    measured = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    settings = make_settings(optimiser="adamw_8bit")
+    scope = scope_of(facts, section)
+    planned = state_bytes(settings, scope) - 12 * scope.scored
+    assert 0 <= measured - planned <= 2 * 4 * len(made.parameters)
+
+
+def test_states_on_the_host_are_none_on_the_device(tiny, make_settings) -> None:
+    scope = scope_of(tiny, FullSection())
+    there = estimate_memory(tiny, scope, make_settings(device="cuda"), GIB)
+    away = estimate_memory(tiny, scope, make_settings(device="cuda", offload_optimiser=True), GIB)
+    assert away.parts["optimiser"] == 0
+    assert away.parts["buffers"] - there.parts["buffers"] == 32 * 96 * 32
 
 
 def test_logits_do_not_grow_with_the_pass(facts_8b, make_settings) -> None:
