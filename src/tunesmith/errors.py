@@ -86,6 +86,10 @@ class GuardStopped(TunesmithError):
     exit_code = 4
 
 
+class Diverged(GuardStopped):
+    """The numbers of training went wrong: the same recipe on the same rows would do so again."""
+
+
 class Interrupted(TunesmithError):
     """A signal stopped training; a checkpoint is saved."""
 

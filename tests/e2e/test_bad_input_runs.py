@@ -181,6 +181,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_rows(desk: Path, call: Ca
     assert said.json["status"] == "stopped"
     assert said.json["run"] == "runs/desk"
     assert _status()["message"] in said.err
+    assert _status()["diverged"] is True
     assert torn(desk) == []
     call("export", RUN, "out").refuses(2, "stopped, not done", "at runs/desk")
     call("generate", RUN, "--prompt", "hello").refuses(2, "no result yet")
@@ -259,6 +260,7 @@ def test_a_full_disk_in_training_stops_and_can_go_on(
     said.refuses(4, os.strerror(errno.ENOSPC), "at runs/desk", "free some space")
     assert said.json["run"] == "runs/desk"
     assert _status()["status"] == ("running" if full == "everything" else "stopped")
+    assert not _status().get("diverged")
     assert torn(desk) == []
     assert not (RUN / "adapter").exists()
     _goes_on(call, recipe)

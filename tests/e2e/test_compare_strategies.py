@@ -135,6 +135,7 @@ def test_what_cannot_be_tried_is_left_out_unless_it_was_asked_for(call: Call, wr
         (["--factors", "one"], ["list of numbers"]),
         (["--seeds", "0,0"], ["differ"]),
         (["--seeds", "0.5"], ["whole numbers"]),
+        (["--seeds", "0,-1"], ["from 0 on"]),
         (["--score", "bleu"], ["no score `bleu`"]),
         (["adapter.rank=4"], ["decided by the comparison", "--own"]),
         (["seed=4"], ["decided by the comparison", "--seeds"]),

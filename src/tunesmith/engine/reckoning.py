@@ -12,7 +12,7 @@ from tunesmith.engine.numbers import Numbers
 from tunesmith.engine.precision import Precision
 from tunesmith.engine.recovery import GiveUp, Recovery
 from tunesmith.engine.verdict import Judge
-from tunesmith.errors import GuardStopped
+from tunesmith.errors import Diverged
 from tunesmith.types import Objective, Step
 
 LEFT_OUT = "left_out"
@@ -59,7 +59,7 @@ class Reckoning:
         """One step.
 
         Raises:
-            GuardStopped: training cannot go on.
+            Diverged: training cannot go on.
             RollBack: it goes on from a checkpoint.
         """
         scalars, index = item.scalars, item.facts.pop("index")
@@ -84,13 +84,13 @@ class Reckoning:
         for hook in self.hooks:
             hook.after_step(told)
 
-    def _stopped(self, end: GiveUp, atoms: Step) -> GuardStopped:
+    def _stopped(self, end: GiveUp, atoms: Step) -> Diverged:
         rises = end.by == "divergence" or self.recovery.level.rises()
         cause = find_cause(self.model, self.objective, self.precision, atoms, loss_rises=rises, rate=self.rate)
         rows = cause.rows or tuple(row for batch in atoms for row in batch.rows)
         said = "; that step was not applied" if end.by not in ("divergence", "spoilt") else ""
         named = "" if end.by == "divergence" else f", rows {name_rows(rows, self.name_row)}"
-        return GuardStopped(
+        return Diverged(
             f"{end.why}{said}. {cause.what[0].upper()}{cause.what[1:]}",
             where=f"step {end.index + 1}{named}",
             hint=cause.hint,

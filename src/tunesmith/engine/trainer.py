@@ -37,7 +37,7 @@ from tunesmith.engine.stopwatch import Stopwatch
 from tunesmith.engine.verdict import Judge
 from tunesmith.engine.vitals import LayerVital, LayerWatch, measure
 from tunesmith.engine.watchdog import Watchdog
-from tunesmith.errors import GateRefused, GuardStopped
+from tunesmith.errors import Diverged, GateRefused, GuardStopped
 from tunesmith.types import Adapter, Control, Objective, ParamGroup, Step, Stream
 
 
@@ -336,7 +336,7 @@ class Trainer:
             checkpoint = self.checkpoints.newest(below=limit) or self.checkpoints.newest(below=back.index + 1)
         checkpoint = shared(self.ranks, checkpoint, self.checkpoints)
         if checkpoint is None:
-            raise GuardStopped(
+            raise Diverged(
                 f"{back.why}, and there is no good checkpoint to go back to", where=str(self.checkpoints.path),
                 hint="start again with a lower learning rate, or from a checkpoint put back from a copy",
             )  # fmt: skip

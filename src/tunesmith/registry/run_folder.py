@@ -33,7 +33,7 @@ from tunesmith.registry import lease
 from tunesmith.registry.identity import other_recipe
 from tunesmith.registry.line_files import LineFiles
 from tunesmith.registry.shapes import DAMAGED, card_of, lines_of, status_of
-from tunesmith.registry.standing import standing
+from tunesmith.registry.standing import said_next, standing
 
 STATUSES = ("running", "done", "interrupted", "stopped")
 LINEAGE = "lineage.json"
@@ -288,7 +288,7 @@ class RunFolder:
 
         Args:
             status: ``running``, ``done``, ``interrupted`` or ``stopped``; None keeps it, and its message.
-            values: any of ``step``, ``steps``, ``tokens``, ``loss``, ``seconds``, ``saved_step``, ``message``.
+            values: any of ``step``, ``steps``, ``tokens``, ``loss``, ``seconds``, ``saved_step``, ``message``, ``diverged``.
         """
         if status not in (None, *STATUSES):
             raise ValueError(f"{status!r} is not one of {STATUSES}")
@@ -299,8 +299,7 @@ class RunFolder:
             except RunError:
                 before = {}
             sync_appends()
-            said = {"status": "running", **before} if status is None else {**before, "message": "", "status": status}
-            write_json(self.status_path, {**said, **values})
+            write_json(self.status_path, said_next(before, status, values))
 
     def settle_lines(self) -> None:
         """Write the lines that wait, and make all of them durable. Raises OSError where the disk takes none."""

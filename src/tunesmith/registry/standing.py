@@ -42,6 +42,20 @@ def standing(folder: Path, said: Mapping[str, Any] | None) -> dict[str, Any]:
     return values
 
 
+def said_next(before: Mapping[str, Any], status: str | None, values: Mapping[str, Any]) -> dict[str, Any]:
+    """What a status becomes: earlier values that are not given anew stay; message and cause go with a new status.
+
+    Args:
+        before: what was said.
+        status: None keeps it.
+        values: given anew.
+    """
+    if status is None:
+        return {"status": "running", **before, **values}
+    kept = {key: value for key, value in before.items() if key != "diverged"}
+    return {**kept, "message": "", "status": status, **values}
+
+
 def _reached(folder: Path) -> dict[str, int]:
     """``step`` of the last whole line of training in metrics.jsonl; only its end is read."""
     try:

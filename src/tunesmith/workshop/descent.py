@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Callable
 from typing import Any
 
-from tunesmith.errors import GuardStopped
+from tunesmith.errors import Diverged
 from tunesmith.registry.runs import RunFolder
 
 _HELD_OUT_FACTOR, _HELD_OUT_NATS = 1.1, 0.5
@@ -29,7 +29,7 @@ def check_descent(run: RunFolder, policy: str, step: int, say: Callable[[str, st
         say: kind of event and sentence.
 
     Raises:
-        GuardStopped: it is, and the policy is to stop.
+        Diverged: it is, and the policy is to stop.
     """
     found = None if policy == "off" else risen(list(run.metrics()), step)
     if found is None:
@@ -37,7 +37,7 @@ def check_descent(run: RunFolder, policy: str, step: int, say: Callable[[str, st
     if policy == "warn":
         say("diverging", f"{found}; `training.guards.divergence: warn` writes the result all the same")
         return
-    raise GuardStopped(
+    raise Diverged(
         f"training has diverged: {found}; no result is written",
         where=f"step {step} of {run.path}",
         hint="the usual cause is a learning rate that is too high: leave `training.learning_rate` out, or try a tenth of it, "

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Protocol
 
-from tunesmith.errors import GuardStopped, Interrupted, RunError, TunesmithError
+from tunesmith.errors import Diverged, GuardStopped, Interrupted, RunError, TunesmithError
 from tunesmith.files import disk_trouble
 from tunesmith.registry.lease import LeaseLost
 from tunesmith.registry.runs import RunFolder
@@ -48,7 +48,8 @@ def recorded(run: RunFolder, work: Working) -> Iterator[None]:
         raise
     except TunesmithError as error:
         error.where = error.where or str(run.path)
-        _record(run, "interrupted" if isinstance(error, Interrupted) else "stopped", work.step, error.what)
+        status = "interrupted" if isinstance(error, Interrupted) else "stopped"
+        _record(run, status, work.step, error.what, diverged=isinstance(error, Diverged))
         raise
     except Exception as error:
         trouble = disk_trouble(error)
@@ -60,9 +61,9 @@ def recorded(run: RunFolder, work: Working) -> Iterator[None]:
         raise kind(what, where=str(trouble.filename or run.path), hint=f"free some space, then {_GO_ON}") from error
 
 
-def _record(run: RunFolder, status: str, step: int, what: str) -> None:
+def _record(run: RunFolder, status: str, step: int, what: str, *, diverged: bool = False) -> None:
     """Write the ending down, where the disk lets it: the error that led here is the one to tell."""
     with suppress(OSError, LeaseLost):  # a line needs no new file: it may be taken where the status is not
         run.append_event(status, step, what)
     with suppress(OSError, LeaseLost):
-        run.set_status(status, message=what)
+        run.set_status(status, message=what, **({"diverged": True} if diverged else {}))

@@ -30,7 +30,7 @@ from tunesmith.engine.stopping import EarlyStopping
 from tunesmith.engine.trainer import Trainer
 from tunesmith.engine.vitals import LayerVital
 from tunesmith.engine.watchdog import Watchdog, WatchdogOptions
-from tunesmith.errors import GuardStopped, RunError
+from tunesmith.errors import Diverged, GuardStopped, RunError
 from tunesmith.models import names
 from tunesmith.models.causal_lm import CausalLM
 from tunesmith.planning.freezing import timetable
@@ -339,7 +339,7 @@ def check_finite(machine: Machinery, data: Prepared, step: int) -> None:
     """Refuse a result that the last update spoilt: the loop sees losses before an update, none comes after the last.
 
     Raises:
-        GuardStopped: the loss of some of the first rows is not finite.
+        Diverged: the loss of some of the first rows is not finite.
     """
     rows = range(min(_PROBED_ROWS, data.train.num_rows))
     machine.model.eval()
@@ -352,7 +352,7 @@ def check_finite(machine: Machinery, data: Prepared, step: int) -> None:
     spoilt = [index for index, (total, _) in zip(rows, losses, strict=True) if not math.isfinite(total)]
     if spoilt:
         named = ", ".join(str(data.train.origin(index)) for index in spoilt)
-        raise GuardStopped(
+        raise Diverged(
             f"the loss is not finite after the last update, of step {step}; no result is written",
             where=f"step {step}, rows {named}",
             hint="the usual cause is a learning rate that is too high: try a tenth of it",

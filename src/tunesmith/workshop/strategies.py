@@ -349,6 +349,10 @@ def _checked(asked: Asked) -> Asked:
         raise UserError(
             "seeds have to differ from each other", where="command line: --seeds", hint="for example --seeds 0,1,2"
         )
+    if not all(0 <= seed < 2**63 for seed in asked.seeds):
+        raise UserError(
+            "a seed is a whole number from 0 on", where="command line: --seeds", hint="for example --seeds 0,1,2"
+        )
     if asked.score != "auto" and asked.score not in MEASURES:
         raise UserError(
             f"there is no score `{asked.score}`",

@@ -45,13 +45,15 @@ def results_of(contest: Contest, chosen: Sequence[Chosen], latency: Latency) -> 
         {
             **_identity(found),
             **plain(found),
+            "seeds": [trial.seed for trial in found.trials],
             **_scores(rows[found.entry.strategy.name], contest.measure),
             **_costs(contest, found, latency),
             "forgetting": _forgetting(contest, found),
         }
         for found in chosen
     ]
-    _hold_against(listed, rows, contest)
+    seeds = {found.entry.strategy.name: [trial.seed for trial in found.trials] for found in chosen}
+    _hold_against(listed, rows, seeds, contest)
     return {
         "recipe": contest.recipe.name,
         "model": contest.recipe.model.name,
@@ -60,7 +62,7 @@ def results_of(contest: Contest, chosen: Sequence[Chosen], latency: Latency) -> 
         "seeds": list(contest.asked.seeds),
         "rows": len(shared),
         "left_out": contest.left_out,
-        "notes": notes,
+        "notes": [*notes, *_missing_seeds(seeds, contest.asked.seeds)],
         "strategies": listed,
     }  # fmt: skip
 
@@ -110,19 +112,32 @@ def _scores(rows: SeededRows, measure: Measure) -> dict[str, Any]:
     }
 
 
-def _hold_against(listed: list[dict[str, Any]], rows: Mapping[str, SeededRows], contest: Contest) -> None:
-    """Add to each strategy but the reference its paired difference, with Holm's correction over all of them."""
+def _missing_seeds(seeds: Mapping[str, Sequence[int]], asked: Sequence[int]) -> list[str]:
+    """What to say of strategies whose later seeds a guard stopped: their score is that of the seeds that went well."""
+    lost = {name: [seed for seed in asked if seed not in own] for name, own in seeds.items()}
+    return [
+        f"{name}: a guard stopped seed {', '.join(map(str, missing))} at its best rate, and the score is that of the others, which went well"
+        for name, missing in lost.items()
+        if missing
+    ]
+
+
+def _of_seeds(rows: SeededRows, own: Sequence[int], wanted: Sequence[int]) -> SeededRows:
+    """The rows of some seeds only, in the order of ``wanted``."""
+    return SeededRows(rows.totals_SN[[own.index(seed) for seed in wanted]], rows.counts_N)
+
+
+def _hold_against(
+    listed: list[dict[str, Any]], rows: Mapping[str, SeededRows], seeds: Mapping[str, Sequence[int]], contest: Contest
+) -> None:
+    """Add to each strategy but the reference its difference, paired by seed and row, with Holm's correction over all of them."""
+    reference = contest.reference
     others = [item for item in listed if item["name"] != contest.reference]
     compared = []
     for item in others:
-        own, reference = rows[item["name"]], rows[contest.reference]
-        seeds = min(len(own.totals_SN), len(reference.totals_SN))
-        compared.append(
-            seeded_difference(
-                SeededRows(reference.totals_SN[:seeds], reference.counts_N),
-                SeededRows(own.totals_SN[:seeds], own.counts_N),
-            )
-        )
+        shared = [seed for seed in seeds[reference] if seed in seeds[item["name"]]]
+        before, after = (_of_seeds(rows[name], seeds[name], shared) for name in (reference, item["name"]))
+        compared.append(seeded_difference(before, after))
     adjusted = holm([p_value for _, p_value in compared])
     for item, (difference, p_value), corrected in zip(others, compared, adjusted, strict=True):
         gain = contest.measure.better * difference.value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -16,10 +17,11 @@ from tunesmith.errors import Interrupted, RunError
 from tunesmith.files import make_folders
 from tunesmith.progress import Progress
 from tunesmith.registry.runs import RunFolder
-from tunesmith.signals import raise_if_asked
+from tunesmith.signals import ENDING, raise_if_asked
 
 _LOOK_SECONDS = 0.05
 _GUARD, _INTERRUPTED = 4, 130
+_ASKED_TO_END = {-getattr(signal, name) for name in ENDING if hasattr(signal, name)}
 _SAID_BYTES = 1 << 16
 
 
@@ -40,7 +42,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Ended:
-    """How a trial ended: ``done``, or ``stopped`` by a guard, with its words."""
+    """How a trial ended: ``done``, or ``stopped`` by a guard because its numbers went wrong, with the guard's words."""
 
     status: str
     why: str = ""
@@ -97,12 +99,13 @@ class Trials:
         return {trial.name: self.ended[trial.name] for trial in trials}
 
     def _stopped_before(self, trial: Trial) -> Ended | None:
-        """A run that a guard stopped is not tried again: it would stop at the same step."""
+        """A run whose numbers went wrong is not tried again: it would stop at the same step. A full disk may be empty by then."""
         run = self.run_folder(trial)
         if not run.status_path.exists():
             return None
         status = run.status()
-        return Ended("stopped", str(status.get("message") or "")) if status["status"] == "stopped" else None
+        diverged = status["status"] == "stopped" and status.get("diverged") is True
+        return Ended("stopped", str(status.get("message") or "")) if diverged else None
 
     def _start(self, trial: Trial) -> subprocess.Popen[bytes]:
         # Without -P a module in the current folder could take the place of one of Python's own.
@@ -114,9 +117,11 @@ class Trials:
             make_folders(log_path.parent)
             with disk().open(log_path, "ab") as log:
                 disk().write(log, f"{shlex.join(['tunesmith', *words])}\n".encode())
+                # A session of its own keeps Ctrl-C from it: that would be the first signal and `_end` the second, which does not save.
                 return subprocess.Popen(
-                    [sys.executable, *safe, "-m", "tunesmith", *words], stdin=subprocess.DEVNULL, stdout=log, stderr=log
-                )
+                    [sys.executable, *safe, "-m", "tunesmith", *words],
+                    stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+                )  # fmt: skip
         except OSError as error:
             raise RunError(
                 f"the folder of the comparison cannot be written: {error.strerror or error}",
@@ -131,13 +136,19 @@ class Trials:
         if code == 0:
             return Ended("done")
         said = _last_error(self._log(trial))
-        if code == _GUARD:
-            return Ended("stopped", said)
-        if code == _INTERRUPTED or code < 0:
+        if code == _GUARD and (stopped := self._stopped_before(trial)) is not None:
+            return Ended("stopped", said or stopped.why)
+        if code == _INTERRUPTED or code in _ASKED_TO_END:
             raise Interrupted(
                 f"the run {trial.name} was interrupted",
                 where=str(self.run_folder(trial).path),
                 hint="the same command goes on from there",
+            )
+        if code < 0:
+            raise RunError(
+                f"the run {trial.name} was killed by {signal.Signals(-code).name}",
+                where=str(self._log(trial)),
+                hint="what kills a run is most often a system out of memory: free some, or give fewer --jobs; the same command goes on",
             )
         raise RunError(
             f"the run {trial.name} ended with exit code {code}: {said or 'it said no reason'}",
@@ -162,12 +173,20 @@ def threads_each(jobs: int) -> int | None:
 
 
 def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Ask every process to save and end, and wait for it."""
+    """Ask every process to save and end, and wait for it; a signal meanwhile is passed on, and they leave at once."""
+    _ask_to_end(processes)
+    try:
+        for process in processes:
+            process.wait()
+    except KeyboardInterrupt:
+        _ask_to_end(processes)
+        raise
+
+
+def _ask_to_end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
     for process in processes:
         if process.poll() is None:
             process.terminate()
-    for process in processes:
-        process.wait()
 
 
 def _last_error(log: Path) -> str:
