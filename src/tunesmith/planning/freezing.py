@@ -12,6 +12,7 @@ from itertools import pairwise
 from typing import Any
 
 from tunesmith.engine.windows import PrefixRule, Timetable, Window, shown_depths
+from tunesmith.errors import RecipeError
 from tunesmith.models import names
 from tunesmith.models.facts import ModelFacts
 from tunesmith.planning.cost import run_flops
@@ -20,6 +21,8 @@ from tunesmith.planning.settings import Counts, Derived, Settings
 from tunesmith.recipe.adapters import HeadOnlySection
 from tunesmith.recipe.layers import AutoFreezeSection, FreezeOutSection, GradualUnfreezingSection
 from tunesmith.recipe.root import Recipe
+
+_MOST_LIFT = 100.0
 
 
 def timetable(recipe: Recipe, settings: Settings, depths: Collection[int], num_layers: int) -> Timetable | None:
@@ -115,6 +118,39 @@ def _when(window: Window, table: Timetable | None, depth: int, settings: Setting
 def _end(window: Window, settings: Settings) -> int:
     """The step that no longer trains a depth; the number of steps where all do."""
     return min(settings.total_steps, math.ceil(min(window.end, settings.total_steps)))
+
+
+def require_sense(recipe: Recipe, facts: ModelFacts, scope: Scope, settings: Settings) -> None:
+    """Refuse a schedule that would change nothing, or whose rates are beyond use.
+
+    Raises:
+        RecipeError: all that trains lies at one depth, or trains from the first step on; or a rate is lifted too far.
+    """
+    section, depths = recipe.training.freezing, depths_of(facts, scope)
+    table = timetable(recipe, settings, depths, facts.num_layers)
+    if section is None or table is None:
+        return
+    where = "training.freezing"
+    units = {min(depth, facts.num_layers) for depth in depths} | ({facts.num_layers} if scope.head else set())
+    if len(units) < 2:
+        raise RecipeError(
+            f"`{section.type}` has no layers to tell apart: all that trains lies at one depth",
+            where=where,
+            hint="leave `training.freezing` out, or train more layers: `adapter: {type: full}`, `lora`, `last_layers`",
+        )
+    if isinstance(section, GradualUnfreezingSection) and not table.windows:
+        raise RecipeError(
+            f"`start` is {section.start}, and so all that trains would train from the first step on",
+            where=f"{where}.start",
+            hint=f"there are {len(units)} depths that train, the embeddings among them where they do: give fewer, or leave it out",
+        )
+    highest = max((window.peak for window in table.windows.values()), default=1.0)
+    if highest > _MOST_LIFT:
+        raise RecipeError(
+            f"`scale_rates` would lift the rate of the lowest layer {highest:,.0f} times, to {settings.learning_rate * highest:.3g}",
+            where=f"{where}.first",
+            hint="give a larger `first` (0.5 to 0.9 are usual), or `cubed: false`, or `scale_rates: false`",
+        )
 
 
 def freezing_notes(recipe: Recipe, facts: ModelFacts, scope: Scope, settings: Settings) -> list[str]:

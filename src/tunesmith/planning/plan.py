@@ -181,7 +181,7 @@ def make_plan(
     context = defaults.derive_context(recipe, facts)
     settled, tokens, counts, said = _read_sources(recipe, facts, folder, context, renderer, counts)
     scope, num_passes = scope_of(facts, settled.adapter, num_head(recipe, facts, counts)), passes_of_a_step(recipe)
-    notes = [*_model_notes(facts), *said, *_count_notes(counts), *wide_rank_notes(facts, scope)]
+    notes = [*_model_notes(facts), *said, *_count_notes(counts), *wide_rank_notes(facts, settled.adapter)]
     settings, values = settle(recipe, facts, machine, counts, context)
     values |= tokens | bottleneck_values(recipe, facts) | freezing_values(recipe, facts, scope, settings)
     values |= scoring_values(recipe, scope, settings)

@@ -23,11 +23,12 @@ from tunesmith.data.notes import document_notes
 from tunesmith.data.packing import windows
 from tunesmith.data.reading import DETECTION_ROWS, resolve
 from tunesmith.data.row_weights import row_weight
-from tunesmith.errors import DataError
+from tunesmith.errors import DataError, RecipeError
 from tunesmith.planning.row_sample import FileSample
 from tunesmith.planning.settings import Counts
 from tunesmith.planning.source_sample import MIN_ROWS, sample_source
 from tunesmith.recipe.data import SourceSection, SplitSection
+from tunesmith.recipe.prompts import virtual_tokens_of
 from tunesmith.recipe.root import Recipe
 from tunesmith.records import Chat, Labelled, RawRow, Record, Rejected, Text
 
@@ -326,6 +327,13 @@ def _counts(total: _Total, merged: _Tally, notes: list[str], recipe: Recipe, con
     reasons = ", ".join(f"{reason} {count}" for reason, count in merged.reasons.most_common(4))
     if total.tokens <= 0:
         first = merged.first
+        if first is None and merged.overlong and (taken := virtual_tokens_of(recipe.adapter)):
+            raise RecipeError(
+                f"no row fits: {merged.overlong:,} of {sampled:,} sampled rows are longer than the {context:,} tokens that "
+                f"{taken:,} virtual tokens leave of the context",
+                where=recipe.where("adapter.num_tokens"),
+                hint="give fewer `num_tokens` (5 to 100 are usual), or shorten the rows",
+            )
         raise DataError(
             f"none of {sampled:,} sampled rows can be trained on"
             + (

@@ -120,6 +120,8 @@ def scope_of(facts: ModelFacts, section: AdapterSection, head: int = 0) -> Scope
     else:
         chosen = set(_matching(section.also_train, facts, "adapter.also_train"))
         adapted = {name: _part_size(facts, section, name) for name in lora_targets(facts, section.targets)}
+        _require_used(section, adapted)
+        _require_apart(section.type, chosen, adapted)
         rank, dropout = _widest(section), section.dropout
     scored, fixed = _matrices(facts, section, adapted) if isinstance(section, AfloraSection) else (0, 0)
     if not chosen and not adapted and not isinstance(section, HeadOnlySection):
@@ -148,6 +150,17 @@ def scope_of(facts: ModelFacts, section: AdapterSection, head: int = 0) -> Scope
     )
 
 
+def _require_apart(kind: str, chosen: Collection[str], adapted: Iterable[str]) -> None:
+    """Raise RecipeError where a weight would train fully and carry a low-rank part too."""
+    both = next((layer for layer in adapted if f"{layer}.weight" in chosen), None)
+    if both is not None:
+        raise RecipeError(
+            f"`{both}.weight` cannot train fully and carry `{kind}` at once",
+            where="adapter.also_train",
+            hint=f"narrow `also_train`, or leave `{both}` out of `targets`",
+        )
+
+
 def _nothing(head: int) -> set[str]:
     """What of the base trains under ``head``.
 
@@ -164,21 +177,48 @@ def _nothing(head: int) -> set[str]:
     return set()
 
 
-def wide_rank_notes(facts: ModelFacts, scope: Scope) -> list[str]:
-    """A sentence on each kind of layer whose smaller side the rank exceeds, in which no update has that rank."""
-    kinds: dict[tuple[str, int], int] = {}
-    for name in scope.adapted if scope.rank else ():
-        narrow = min(facts.tensors[f"{name}.weight"])
-        if narrow < scope.rank:
-            kind = (name.rpartition(".")[2], narrow)
-            kinds[kind] = kinds.get(kind, 0) + 1
-    if not kinds:
+def wide_rank_notes(facts: ModelFacts, section: AdapterSection) -> list[str]:
+    """A sentence on the kinds of layers whose smaller side a rank exceeds, in which no update has that rank.
+
+    GraLoRA's blocks have rank r / k on sides of 1 / k of the layer's: what counts is r, although the whole update has up to k times it.
+    """
+    wide: dict[tuple[str, int], dict[tuple[str, int], int]] = {}
+    if not isinstance(section, LowRankSection):
         return []
-    shown = ", ".join(f"{name} ({count} of width {width})" for (name, width), count in kinds.items())
+    for name in lora_targets(facts, section.targets):
+        narrow = min(facts.tensors[f"{name}.weight"])
+        kind = (name.rpartition(".")[2], narrow)
+        for key, rank in _ranks_of(section, name):
+            if rank > narrow:
+                kinds = wide.setdefault((key, rank), {})
+                kinds[kind] = kinds.get(kind, 0) + 1
     return [
-        f"`adapter.rank` is {scope.rank}, more than the smaller side of {shown}: an update there has at most that rank, and the "
-        "rest of the parameters trains for nothing"
+        f"`adapter.{key}` is {rank}, more than the smaller side of "
+        f"{', '.join(f'{name} ({count} of width {width})' for (name, width), count in kinds.items())}: an update there has at most "
+        "that rank, and the rest of the parameters trains for nothing"
+        for (key, rank), kinds in wide.items()
     ]
+
+
+def _ranks_of(section: LowRankSection, layer: str) -> list[tuple[str, int]]:
+    """Keys of the recipe and the ranks that they give a layer."""
+    if isinstance(section, GraloraSection):
+        return [("rank", section.rank), ("hybrid_rank", section.hybrid_rank)]
+    patterns = section.rank_pattern if isinstance(section, LoraSection) else {}
+    pattern = names.first_fit(layer, patterns)
+    return [("rank", section.rank) if pattern is None else ("rank_pattern", patterns[pattern])]
+
+
+def _require_used(section: LowRankSection, layers: Collection[str]) -> None:
+    """Raise RecipeError where a pattern for ranks or alphas fits no layer of the adapter."""
+    for key in ("rank_pattern", "alpha_pattern"):
+        for pattern in getattr(section, key, {}):
+            if not any(names.matches(layer, pattern) for layer in layers):
+                raise RecipeError(
+                    f"the pattern `{pattern}` fits none of the layers that the adapter goes on",
+                    where=f"adapter.{key}",
+                    hint=f"layers it goes on: {_kinds(layers)}; patterns are globs over names or their last parts",
+                )
 
 
 def lora_targets(facts: ModelFacts, targets: Iterable[str]) -> list[str]:
@@ -218,7 +258,7 @@ def _part_size(facts: ModelFacts, section: LowRankSection, layer: str) -> int:
             raise RecipeError(
                 f"`blocks` is {section.blocks}, which does not divide a side of `{layer}` ({shape[0]} × {shape[1]})",
                 where="adapter.blocks",
-                hint=f"take a divisor of {gcd(*shape)} for this layer, or leave it out of `targets`",
+                hint=f"take a divisor of {gcd(*shape, section.rank)}, which divides this layer and `rank`, or leave the layer out of `targets`",
             )
         return (section.rank + section.hybrid_rank) * int(sum(shape))
     if isinstance(section, AfloraSection):
@@ -227,8 +267,7 @@ def _part_size(facts: ModelFacts, section: LowRankSection, layer: str) -> int:
     rank = section.rank
     magnitudes: int = 0
     if isinstance(section, LoraSection):
-        pattern = names.first_fit(layer, section.rank_pattern)
-        rank = section.rank_pattern[pattern] if pattern is not None else rank
+        ((_, rank),) = _ranks_of(section, layer)
         magnitudes = shape[1 if facts.model_type == "gpt2" else 0] if section.dora else 0
     return int(rank * sum(shape)) + magnitudes
 

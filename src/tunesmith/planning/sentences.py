@@ -6,7 +6,7 @@ from tunesmith.models.facts import ModelFacts
 from tunesmith.planning.base import packing_notes
 from tunesmith.planning.dropout import dropout_notes
 from tunesmith.planning.early_stopping import early_stopping_notes
-from tunesmith.planning.freezing import freezing_notes
+from tunesmith.planning.freezing import freezing_notes, require_sense
 from tunesmith.planning.losses import loss_notes, require_dropout
 from tunesmith.planning.packed import require_frozen_base
 from tunesmith.planning.prompts import window_notes
@@ -23,7 +23,8 @@ def recipe_notes(recipe: Recipe, facts: ModelFacts, scope: Scope, settings: Sett
     Raises:
         RecipeError: one of them cannot be done with this model, scope or data.
     """
-    require_frozen_base(recipe)
+    require_frozen_base(recipe, facts, scope)
+    require_sense(recipe, facts, scope, settings)
     require_dropout(recipe, facts)
     return [
         *packing_notes(facts),

@@ -187,7 +187,7 @@ def test_the_plan_says_what_a_bottleneck_comes_to(facts_7b) -> None:
 def test_a_bottleneck_trains_no_lower_than_its_layers(facts_7b) -> None:
     scope = scope_of(facts_7b, BottleneckSection())
     assert (scope.kind, scope.first_layer, scope.dropout) == ("bottleneck", 0, 0.0)
-    assert wide_rank_notes(facts_7b, scope) == []
+    assert wide_rank_notes(facts_7b, BottleneckSection()) == []
     assert set(scope.adapted) == {f"model.layers.{layer}.mlp" for layer in range(32)}
 
 
