@@ -43,6 +43,8 @@ def test_two_runs_to_one_adapter_and_to_one_model(desk: Path, call: Call, runs: 
     assert call("generate", "model", "--prompt", "case number 3", "--max-new-tokens", 4).code == 0
     said = call("blend", *runs, "--method", "ties", "--rank", 1, "--out", "thin")
     assert "the rank leaves out" in said.out
+    assert "against the whole blend a mean KL of" in said.out
+    assert "refused" not in said.out
 
 
 def test_a_quantised_base(desk: Path, call: Call, write: Write) -> None:

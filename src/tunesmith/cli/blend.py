@@ -56,8 +56,9 @@ def blend(terminal: Terminal, /, adapters: tuple[str, ...], out: Path, no_normal
     terminal.show(f"{lineage['method']} over {len(ranks)} layers, of rank {min(ranks)} to {max(ranks)}")
     if result.lost >= LEAST_LOST:
         terminal.show(
-            f"the rank leaves out {100 * result.lost:.3g} % of the update (Frobenius norm); "
-            "a higher --rank is closer, --merge is exact"
+            f"the rank leaves out {100 * result.lost:.3g} % of the update (Frobenius norm): against the whole blend a mean KL of "
+            f"{result.cost['mean_kl_nats']:.2g} nats and the same first choice at {100 * result.cost['top1_agreement']:.2f} % of "
+            f"{result.cost['positions']:,.0f} positions; a higher --rank is closer, --merge is exact"
         )
     for gate in result.gates:
         terminal.show(gate.sentence)
@@ -66,4 +67,6 @@ def blend(terminal: Terminal, /, adapters: tuple[str, ...], out: Path, no_normal
     terminal.show(f"written: {result.folder}")
     if terminal.as_json:
         gates = [gate.to_json() for gate in result.gates]
-        terminal.emit({"folder": str(result.folder), **lineage, "gates": gates, "notes": result.notes})
+        terminal.emit(
+            {"folder": str(result.folder), **lineage, "gates": gates, "cost": result.cost, "notes": result.notes}
+        )

@@ -62,7 +62,8 @@ class BlendResult:
         lineage: sources with hashes, weights and method, as ``blend.json`` has it.
         layers: every blended weight.
         lost: share of the update's Frobenius norm that the rank leaves out; 0 where nothing was reduced.
-        gates: what was measured of the file against the blend.
+        gates: what was required of the file against the blend; none where a rank leaves something out.
+        cost: what the rank costs against the whole blend: ``mean_kl_nats``, ``top1_agreement``, ``positions``.
         notes: sentences to say aloud.
     """
 
@@ -71,6 +72,7 @@ class BlendResult:
     layers: list[BlendedLayer]
     lost: float
     gates: list[GateResult]
+    cost: dict[str, float]
     notes: list[str]
 
 
@@ -144,12 +146,15 @@ class _Blend:
         if not self.how.merge:
             gates.insert(0, gate_a(written_NV, exact_NV))
         lost = 0.0 if self.how.merge else made.lost
+        cost: dict[str, float] = {}
         if lost < LEAST_LOST:
             require(gates)
+        else:
+            gates, cost = [], dict(gates[-1].numbers)
         lineage = self._lineage(made, lost, name_of(dtype))
         write_json(folder / LINEAGE, lineage)
         write_text(folder / "README.md", card(lineage))
-        return BlendResult(self.out, lineage, made.sizes, lost, gates, self.notes)
+        return BlendResult(self.out, lineage, made.sizes, lost, gates, cost, self.notes)
 
     @torch.no_grad()
     def _made(self, hf: nn.Module) -> _Made:

@@ -217,6 +217,9 @@ def test_a_reduced_blend_says_what_it_leaves_out(base: Path, folders: dict[str, 
     total = sum(float(update.square().sum()) for update in whole.values())
     assert result.lost == pytest.approx((lost / total) ** 0.5, rel=1e-3)
     assert result.lost > 0.1
+    assert result.gates == []
+    assert result.cost["mean_kl_nats"] > 0
+    assert 0 <= result.cost["top1_agreement"] <= 1
     for layer in result.layers:
         values = torch.linalg.svdvals(whole[layer.name])
         assert layer.lost == pytest.approx(float(torch.linalg.norm(values[3:])), rel=1e-3, abs=1e-6)
