@@ -30,6 +30,10 @@ from tunesmith.workshop.train import train
 
 TOLERANCE = 1e-4
 LENGTHS = (7, 19, 4, 11)
+PROMPT = 3
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    "causal": {"type": "sft"}, "encoder": {"type": "mlm"}, "encoder-decoder": {"type": "sft", "loss_on": "last_response"},
+}  # fmt: skip
 STAGES = ("build", "plan", "train", "export", "reload", "packed", "answers")
 
 
@@ -105,25 +109,25 @@ def _probe(folder: Path, found: Found) -> None:
     theirs = KINDS[found.kind][1].from_pretrained(folder / "out", dtype=torch.float32).eval()
     documents = _documents(found.kind)
     alone = [_theirs(theirs, document, found.kind) for document in documents]
-    found.reload = _gap([model.logits(_batch([document])) for document in documents], alone)
+    found.reload = _gap([_ours(model, [document], found.kind)[0] for document in documents], alone)
     assert found.reload <= TOLERANCE, f"the export's logits differ by {found.reload:.2g}"
     found.stage = "packed"
-    found.packed = _gap(list(model.logits(_batch(documents)).split([len(item) for item in documents])), alone)
+    found.packed = _gap(_ours(model, documents, found.kind), alone)
     assert found.packed <= TOLERANCE, f"logits beside other documents differ by {found.packed:.2g}"
-    if found.kind == "causal":
+    if found.kind != "encoder":
         found.stage = "answers"
-        _answers(machine, theirs, documents)
+        _answers(machine, theirs, documents, found.kind)
     found.stage = ""
 
 
-def _answers(machine: Any, theirs: Any, documents: list[np.ndarray]) -> None:
+def _answers(machine: Any, theirs: Any, documents: list[np.ndarray], kind: str) -> None:
     """Greedy answers to prompts of unlike lengths, and candidates ranked together, are those of the model itself."""
     prompts = [document.tolist() for document in documents]
     answers = machine.generator.sample(prompts, Sampling(max_new_tokens=4))
     for prompt, answer in zip(prompts, answers, strict=True):
         ids = list(prompt)
         for token in answer.ids:
-            logits_V = _theirs(theirs, np.asarray(ids), "causal")[-1]
+            logits_V = _theirs(theirs, np.asarray(ids), kind, len(prompt))[-1]
             best = logits_V.max()
             assert float(best - logits_V[token]) <= TOLERANCE * float(logits_V.abs().max()), (
                 "an answer is not the likeliest"
@@ -140,7 +144,7 @@ def _answers(machine: Any, theirs: Any, documents: list[np.ndarray]) -> None:
 def _recipe(kind: str, adapter: str) -> dict[str, Any]:
     return {
         "name": "breadth", "model": "base", "data": {"train": "rows.jsonl", "validation": 0.1, "test": 0.1},
-        "objective": {"type": "mlm" if kind == "encoder" else "sft"},
+        "objective": OBJECTIVES[kind],
         "adapter": {"type": "lora", "rank": 2} if adapter == "lora" else {"type": adapter},
         "training": {"max_steps": 2, "batch_size": 6, "learning_rate": 1e-2, "precision": "fp32", "samples": 0},
         "evaluation": {"tasks": [{"type": "loss"}], "preserve": []},
@@ -153,15 +157,24 @@ def _documents(kind: str) -> list[np.ndarray]:
     return [generator.integers(4, 260, length).astype(np.uint32) for length in LENGTHS]
 
 
-def _batch(documents: list[np.ndarray]) -> Any:
-    return make_batch([(ids, np.ones(len(ids), dtype=np.bool_)) for ids in documents], range(len(documents)))
+@torch.inference_mode()
+def _ours(model: Any, documents: list[np.ndarray], kind: str) -> list[Tensor]:
+    """Logits of each document in one batch; behind a prompt of three tokens where an encoder reads that."""
+    prompt = PROMPT if kind == "encoder-decoder" else 1
+    batch = make_batch([(ids, np.arange(len(ids)) >= prompt) for ids in documents], range(len(documents)))
+    return [part[prompt - 1 :] for part in model.logits(batch).split([len(item) for item in documents])]
 
 
 @torch.inference_mode()
-def _theirs(model: Any, document: np.ndarray, kind: str) -> Tensor:
+def _theirs(model: Any, document: np.ndarray, kind: str, prompt: int = PROMPT) -> Tensor:
+    """The same of one document in transformers alone."""
     ids = torch.from_numpy(document.astype(np.int64))[None]
-    extra = {"use_cache": False} if takes_cache(model) else {}
-    return model(input_ids=ids, **extra).logits[0].float()  # type: ignore[no-any-return]
+    given: dict[str, Any] = {"use_cache": False} if takes_cache(model) else {}
+    if kind == "encoder-decoder":
+        start = model.config.decoder_start_token_id
+        given["decoder_input_ids"] = torch.cat([torch.tensor([[start]]), ids[:, prompt:]], dim=1)
+        ids = ids[:, :prompt]
+    return model(input_ids=ids, **given).logits[0].float()  # type: ignore[no-any-return]
 
 
 @torch.inference_mode()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import tempfile
 from pathlib import Path
 
 import pytest
 
+from tests.breadth.tiny_folder import write_tiny
 from tests.recipes.stand_ins import ROWS, write_stand_in
 from tests.tiny_encoders import write_encoder
 from tunesmith.planning.plan import Plan
@@ -44,7 +46,12 @@ def overrides(path: Path, folder: Path | None, data: Path | None) -> list[str]:
     found = [f"{key}.limit={ROWS}" for key in sources(load(path))]
     model = load(path).model.name
     if model.startswith("models/"):
-        place = data.parent / model if data else _stand_in_encoder((folder or Path()) / model)
+        place = data.parent / model if data else (folder or Path()) / model
+        if model == "models/t5":  # no real one is at hand
+            place = (folder or Path(tempfile.mkdtemp(prefix="tunesmith-t5-"))) / model
+            write_tiny(place, "encoder-decoder", "t5", {"n_positions": 512})
+        elif not data:
+            _stand_in_encoder(place)
         found.append(f"model.name={place}")
     for key, source in sources(load(path)).items():
         name = str(source.path)

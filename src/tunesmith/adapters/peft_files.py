@@ -98,6 +98,8 @@ def write_adapter(folder: Path, adapter: AddedAdapter, base_name: str, base_sha2
     """
     layout = adapter.layout()
     configuration = layout.configuration
+    if getattr(getattr(adapter.model, "config", None), "is_encoder_decoder", False):
+        configuration["task_type"] = "SEQ_2_SEQ_LM"
     configuration["base_model_name_or_path"] = base_name
     plain = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in layout.tensors.items()}
     write_bytes(folder / WEIGHTS, stored.to_bytes(plain, base_sha256))

@@ -108,15 +108,10 @@ class PackLayout:
         device = self.starts_D1.device
         lengths = np.asarray(self.lengths, dtype=np.int64)
         starts = np.cumsum(lengths) - lengths
-        by_length = np.argsort(-lengths, kind="stable").tolist()
         groups: list[Group] = []
         order: list[npt.NDArray[np.int64]] = []
-        while by_length:
-            longest = int(lengths[by_length[0]])
-            apart = longest - 1 if self.even else longest / 2 if longest > 32 else 0
-            count = next((place for place, index in enumerate(by_length) if lengths[index] <= apart), len(by_length))
-            members = np.asarray(sorted(by_length[:count]), dtype=np.int64)
-            del by_length[:count]
+        for members in like_lengths(lengths, even=self.even):
+            count, longest = len(members), int(lengths[members].max())
             columns_NL = np.broadcast_to(np.arange(longest), (count, longest))
             real_NL = columns_NL < lengths[members, None]
             take_NL = starts[members, None] + np.minimum(columns_NL, lengths[members, None] - 1)
@@ -136,6 +131,27 @@ class PackLayout:
     def order_T(self) -> Tensor | None:
         """Where each token of the pack lies among the tokens of the groups; None where they are in order."""
         return self._rectangles[1]
+
+
+def like_lengths(lengths: npt.NDArray[np.int64], *, even: bool = False) -> list[npt.NDArray[np.int64]]:
+    """Documents by length, longest first: those of a group are longer than half its longest, or all are short.
+
+    Args:
+        lengths: of each document.
+        even: those of a group are of one length.
+
+    Returns:
+        indices of each group's documents, in order.
+    """
+    by_length = np.argsort(-lengths, kind="stable").tolist()
+    groups: list[npt.NDArray[np.int64]] = []
+    while by_length:
+        longest = int(lengths[by_length[0]])
+        apart = longest - 1 if even else longest / 2 if longest > 32 else 0
+        count = next((place for place, index in enumerate(by_length) if lengths[index] <= apart), len(by_length))
+        groups.append(np.asarray(sorted(by_length[:count]), dtype=np.int64))
+        del by_length[:count]
+    return groups
 
 
 def layout_of(starts_D1: Tensor, lengths: Sequence[int], cached: Cached | None = None) -> PackLayout:

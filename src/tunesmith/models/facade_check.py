@@ -40,7 +40,8 @@ def check_facade(model: Any, where: str = "") -> None:
 
 
 def _compare(model: Any, ids_T: Tensor, where: str) -> None:
-    theirs_TX = _theirs(model, ids_T, where)
+    parts = _theirs(model, ids_T, where)
+    theirs_TX = torch.cat(parts)
     bound = _bound(model, theirs_TX)
     if model.is_causal:
         _require_causal(model, theirs_TX[: LENGTHS[0] - 1], ids_T[: LENGTHS[0] - 1], bound, where)
@@ -49,7 +50,7 @@ def _compare(model: Any, ids_T: Tensor, where: str) -> None:
         gap, fault = _gap(model, ids_T, LENGTHS, theirs_TX)
     if gap > bound:
         first = LENGTHS[0]
-        alone = _gap(model, ids_T[:first], (first,), theirs_TX[:first])[0]
+        alone = _gap(model, ids_T[:first], (first,), parts[0])[0]
         raise _refusal(type(model.hf).__name__, where, (gap, bound), fault, packs_alone=alone <= bound)
 
 
@@ -60,18 +61,17 @@ def _tokens(model: Any) -> Tensor:
     return first + (torch.arange(sum(LENGTHS), device=torch.device(model.device)) * 7) % (size - first)
 
 
-def _theirs(model: Any, ids_T: Tensor, where: str) -> Tensor:
+def _theirs(model: Any, ids_T: Tensor, where: str) -> list[Tensor]:
     first = LENGTHS[0]
     with model.plain_attention():
         parts: list[Tensor] = [model.plainly(ids_T[:first]), model.plainly(ids_T[first:])]
-    theirs_TX = torch.cat(parts)
-    if not bool(theirs_TX.isfinite().all()):
+    if not all(bool(part.isfinite().all()) for part in parts):
         raise ModelError(
             "the model's weights give values that are not finite",
             where=where,
             hint="the weights are damaged or were saved from a run that diverged: copy them again",
         )
-    return theirs_TX
+    return parts
 
 
 def _require_causal(model: Any, theirs_TX: Tensor, ids_T: Tensor, bound: float, where: str) -> None:

@@ -14,6 +14,8 @@ from tunesmith.models import config_file, names
 from tunesmith.models.dropout import dropout_rates
 from tunesmith.models.families import (
     BASE_PREFIX,
+    ENCODER_DECODER,
+    ENCODER_DECODERS,
     ENCODERS,
     POSITIONS_AFTER_PADDING,
     SHARED_LAYERS,
@@ -26,7 +28,9 @@ from tunesmith.models.weights import TensorInfo, read_tensors
 MOST_SIZE = 1 << 40
 """The largest size that a config may state; the largest known, a context of 10 million tokens, is far below."""
 
-_BUFFERS = re.compile(r"rotary_emb\.inv_freq$|\.masked_bias$|position_ids$|rotary_pos_emb\.inv_freq$")
+_BUFFERS = re.compile(
+    r"^final_logits_bias$|rotary_emb\.inv_freq$|\.masked_bias$|position_ids$|rotary_pos_emb\.inv_freq$"
+)
 _SHORT_TYPES = {"F32": "fp32", "BF16": "bf16", "F16": "fp16"}
 _UNSTATED_CONTEXT = 2048
 _HIDDEN = ("hidden_size", "n_embd", "d_model", "dim", "emb_dim")
@@ -96,7 +100,12 @@ class ModelFacts:
     @property
     def unpacked(self) -> Unpacked | None:
         """Why documents of this family cannot lie in one row; None where they can."""
-        return UNPACKED.get(self.model_type)
+        return ENCODER_DECODER if self.is_encoder_decoder else UNPACKED.get(self.model_type)
+
+    @property
+    def is_encoder_decoder(self) -> bool:
+        """Whether an encoder reads the prompt and a decoder writes the answer."""
+        return self.model_type in ENCODER_DECODERS and "CausalLM" not in self.architecture
 
     @property
     def logit_rows(self) -> int:
@@ -111,10 +120,8 @@ class ModelFacts:
     @property
     def is_causal_lm(self) -> bool:
         """Whether the architecture predicts the next token, by its name."""
-        return any(
-            word in self.architecture
-            for word in ("CausalLM", "LMHeadModel", "GenerationDecoder", "ForConditionalGeneration")
-        )
+        words = ("CausalLM", "LMHeadModel", "GenerationDecoder", "ForConditionalGeneration")
+        return not self.is_encoder_decoder and any(word in self.architecture for word in words)
 
     @property
     def shape_name(self) -> str:
@@ -158,8 +165,11 @@ def read_facts(folder: Path) -> ModelFacts:
         num_layers=size.length("layers_block_type") or size.need(*_LAYERS),
         num_heads=heads,
         num_kv_heads=_kv_heads(config, size, heads),
-        head_dim=size.get("head_dim") or max(1, hidden // heads),
-        intermediate_size=size.get("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size") or 4 * hidden,
+        head_dim=size.get("head_dim", "d_kv") or max(1, hidden // heads),
+        intermediate_size=size.get(
+            "intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", "d_ff", "decoder_ffn_dim"
+        )
+        or 4 * hidden,
         vocab_size=vocabulary,
         embedding_rows=rows,
         context=(context or _UNSTATED_CONTEXT) - _lost_positions(config, model_type),
@@ -261,7 +271,9 @@ def _is_tied(config: Mapping[str, Any], stored: Mapping[str, TensorInfo]) -> boo
 def _parameters(stored: Mapping[str, TensorInfo], model_type: str, tied: bool) -> dict[str, TensorInfo]:
     """Stored tensors that are parameters, under the names of the causal language model's module."""
     prefix = BASE_PREFIX.get(model_type, "model")
-    bare = not any(name.startswith((f"{prefix}.", "model.", "transformer.", "language_model.")) for name in stored)
+    bare = bool(prefix) and not any(
+        name.startswith((f"{prefix}.", "model.", "transformer.", "language_model.")) for name in stored
+    )
     kept: dict[str, TensorInfo] = {}
     for name, item in stored.items():
         is_causal_mask = name.endswith(("attn.bias", "attention.bias")) and len(item.shape) == 4

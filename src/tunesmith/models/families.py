@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 BASE_PREFIX: Mapping[str, str] = {
+    "longt5": "", "mt5": "", "switch_transformers": "", "t5": "", "umt5": "",
     "albert": "albert", "bert": "bert", "bert-generation": "bert", "big_bird": "bert", "biogpt": "biogpt", "bloom": "transformer",
     "camembert": "roberta", "codegen": "transformer", "convbert": "convbert", "cpmant": "cpmant", "ctrl": "transformer",
     "data2vec-text": "data2vec_text", "deberta": "deberta", "deberta-v2": "deberta", "distilbert": "distilbert",
@@ -24,7 +25,7 @@ BASE_PREFIX: Mapping[str, str] = {
     "squeezebert": "transformer", "tapas": "tapas", "xlm": "transformer", "xlm-roberta": "roberta", "xlm-roberta-xl": "roberta",
     "xlnet": "transformer", "xlstm": "backbone", "xmod": "roberta", "yoso": "yoso",
 }  # fmt: skip
-"""First part of the names of the base model's own parameters, where it is not ``model``."""
+"""First part of the names of the base model's own parameters, where it is not ``model``; empty where they have none."""
 
 ENCODERS = frozenset({
     "albert", "bert", "big_bird", "camembert", "convbert", "data2vec-text", "deberta", "deberta-v2", "distilbert", "electra",
@@ -34,6 +35,12 @@ ENCODERS = frozenset({
     "xlm-roberta-xl", "xmod", "yoso",
 })  # fmt: skip
 """Model types that read in both directions and that the encoders' facade knows."""
+
+ENCODER_DECODERS = frozenset({
+    "bart", "bigbird_pegasus", "blenderbot", "blenderbot-small", "led", "longt5", "m2m_100", "marian", "mbart", "mt5", "mvp",
+    "nllb-moe", "pegasus", "pegasus_x", "plbart", "prophetnet", "switch_transformers", "t5", "t5gemma", "umt5",
+})  # fmt: skip
+"""Model types whose conditional generation reads with an encoder and writes with a decoder."""
 
 OWN_HEADS = frozenset({"bert", "roberta", "xlm-roberta", "camembert", "modernbert"})
 """Encoders whose classes for labels in transformers can hold a head of ours."""
@@ -56,17 +63,20 @@ class Unpacked:
     """Why documents of a family cannot lie in one row, and how they run instead.
 
     ``reason`` goes on a sentence that begins with the model type. ``even`` where padding reaches what is real, so that only
-    documents of one length run side by side.
+    documents of one length run side by side; ``cached`` where answers are made with a cache all the same.
     """
 
     reason: str
     even: bool = False
+    cached: bool = False
 
     @property
     def how(self) -> str:
         """In words."""
         return "documents of one length run side by side" if self.even else "documents run side by side, padded"
 
+
+ENCODER_DECODER = Unpacked("reads a prompt with its encoder and writes the answer with its decoder", cached=True)
 
 _STATE = Unpacked("keeps a state that runs on from token to token")
 _STATE_EVEN = Unpacked(_STATE.reason, even=True)

@@ -17,6 +17,7 @@ from transformers import DynamicCache
 from tunesmith.models.causal_lm import CausalLM
 from tunesmith.models.packs import pack_of
 from tunesmith.models.routes import Routes
+from tunesmith.models.seq2seq_lm import Answering, Seq2SeqLM
 from tunesmith.models.virtual_tokens import front_of
 from tunesmith.types import Completion, Sampling
 
@@ -108,7 +109,9 @@ class Generator:
                 if left:
                     state.advance(chosen)
 
-    def _start(self, hf: Any, prompts: Sequence[Sequence[int]]) -> _Decoding | _Recomputing:
+    def _start(self, hf: Any, prompts: Sequence[Sequence[int]]) -> _Decoding | _Recomputing | Answering:
+        if isinstance(self.model, Seq2SeqLM):
+            return Answering(self.model, prompts)
         if self.model.unpacked is not None:
             return _Recomputing(self.model, prompts)
         return _Decoding(hf, prompts, self.pad_id, self.model.first_position)

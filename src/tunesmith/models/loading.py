@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 from transformers import __version__ as transformers_version
 from transformers.utils import logging as transformers_logging
 
@@ -21,7 +21,8 @@ from tunesmith.models import config_file, quantised
 from tunesmith.models.causal_lm import CausalLM, base_of, plain_attention_of
 from tunesmith.models.dropout import dropout_keys
 from tunesmith.models.encoder_lm import EncoderLM
-from tunesmith.models.facts import read_facts
+from tunesmith.models.facts import ModelFacts, read_facts
+from tunesmith.models.seq2seq_lm import Seq2SeqLM
 from tunesmith.models.weights import INDEX, SINGLE, weight_files
 
 _TESTED = "docs/reference/models.md lists the families that were tried"
@@ -88,7 +89,7 @@ def load_model(
         ModelError: what ``quantise`` needs is not installed; no such architecture, missing or unexpected weights, unknown logits.
     """
     facts = read_facts(folder)
-    kind = AutoModelForMaskedLM if facts.is_encoder else AutoModelForCausalLM
+    kind, facade = _kinds(facts)
     config = read_config(folder, dropout)
     _quiet()
     try:
@@ -105,12 +106,19 @@ def load_model(
     _refuse_other_weights(hf, report, folder, headless=headless)
     _place(hf, folder, quantise, dtype, device)
     hf.config.use_cache = False
-    model = (EncoderLM if facts.is_encoder else CausalLM)(hf, facts.unpacked)
+    model = facade(hf, facts.unpacked)
     if headless:
         model.drop_head()
     if check:
         model.check_facade(where=str(folder))
     return model
+
+
+def _kinds(facts: ModelFacts) -> tuple[Any, type[CausalLM]]:
+    """The class of transformers that builds a model, and our facade over it."""
+    if facts.is_encoder_decoder:
+        return AutoModelForSeq2SeqLM, Seq2SeqLM
+    return (AutoModelForMaskedLM, EncoderLM) if facts.is_encoder else (AutoModelForCausalLM, CausalLM)
 
 
 def _stored(folder: Path, kind: Any, config: Any, dtype: torch.dtype) -> tuple[Any, Mapping[str, Any]]:

@@ -10,8 +10,8 @@ from tunesmith.models.head_shape import shape_of
 from tunesmith.models.locate import ModelFolder, check_weights, locate
 from tunesmith.planning.settings import Counts
 from tunesmith.recipe.heads import HeadedSection, TagSection
-from tunesmith.recipe.objectives import MlmSection, ObjectiveSection
-from tunesmith.recipe.prompts import PrefixSection
+from tunesmith.recipe.objectives import MlmSection, ObjectiveSection, SftSection
+from tunesmith.recipe.prompts import PrefixSection, VirtualSection
 from tunesmith.recipe.root import Recipe
 
 _FEWEST_LABELS = 2
@@ -52,6 +52,9 @@ def open_base(recipe: Recipe) -> tuple[ModelFolder, ModelFacts]:
                 hint="give an encoder such as BERT (docs/reference/models.md); text trains a causal language model by `objective: {type: clm}`",
             )
         return folder, facts
+    if facts.is_encoder_decoder and isinstance(recipe.objective, SftSection):
+        _require_two_halves(recipe, facts)
+        return folder, facts
     if not facts.is_causal_lm:
         raise ModelError(
             f"`{facts.architecture}` is not a causal language model, which `sft` and `clm` need",
@@ -59,6 +62,28 @@ def open_base(recipe: Recipe) -> tuple[ModelFolder, ModelFacts]:
             hint="give a model whose architecture ends in ForCausalLM",
         )
     return folder, facts
+
+
+def _require_two_halves(recipe: Recipe, facts: ModelFacts) -> None:
+    """Refuse what an encoder–decoder model cannot do: all that stands before the last answer goes to its encoder.
+
+    Raises:
+        RecipeError: names it.
+    """
+    section = recipe.objective
+    if isinstance(section, SftSection) and section.loss_on != "last_response":
+        raise RecipeError(
+            f"the encoder of `{facts.model_type}` reads all that stands before the last answer, so only that can be trained, "
+            f"not `loss_on: {section.loss_on}`",
+            where=recipe.where("objective.loss_on"),
+            hint="set `objective: {type: sft, loss_on: last_response}`",
+        )
+    if isinstance(recipe.adapter, VirtualSection):
+        raise RecipeError(
+            f"`{recipe.adapter.type}` puts virtual tokens before a document of one row, and `{facts.model_type}` has two",
+            where=recipe.where("adapter.type"),
+            hint="take `adapter: {type: lora}`, or `full`",
+        )
 
 
 def _require_packs(recipe: Recipe, facts: ModelFacts) -> None:
@@ -89,7 +114,7 @@ def packing_notes(facts: ModelFacts) -> list[str]:
     if facts.unpacked is None:
         return []
     return [
-        f"`{facts.model_type}` {facts.unpacked.reason}, so it cannot pack: {facts.unpacked.how}, and answers are made without a cache"
+        f"`{facts.model_type}` {facts.unpacked.reason}, so it cannot pack: {facts.unpacked.how}{'' if facts.unpacked.cached else ', and answers are made without a cache'}"
     ]
 
 
