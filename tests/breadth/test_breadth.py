@@ -13,7 +13,7 @@ from tests.breadth.tiny_configs import tiny_config
 SAMPLE = [
     ("causal", "llama"), ("causal", "gpt_oss"), ("causal", "deepseek_v3"), ("causal", "mixtral"), ("causal", "qwen3_5"),
     ("causal", "mamba2"), ("causal", "bloom"), ("causal", "bart"), ("causal", "persimmon"), ("encoder", "deberta-v2"),
-    ("encoder", "electra"), ("encoder", "fnet"), ("encoder", "albert"),
+    ("encoder", "electra"), ("encoder", "fnet"), ("encoder", "albert"), ("encoder-decoder", "bart"), ("encoder-decoder", "pegasus"),
 ]  # fmt: skip
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "models.md"
 
