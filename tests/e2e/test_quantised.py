@@ -27,6 +27,7 @@ ADAPTERS = [
     {"type": "lora", "rank": 4},
     {"type": "lora", "rank": 4, "dora": True},
     {"type": "gralora", "rank": 4, "blocks": 2, "alpha": 8.0},
+    {"type": "aflora", "window": 2, "freeze_by": 0.7},
 ]
 
 
@@ -34,7 +35,7 @@ def _recipe(write: Write, kind: str, adapter: dict[str, object]) -> str:
     return write(model={"name": "tiny", "quantise": kind}, adapter=adapter, training=TRAINING)
 
 
-@pytest.mark.parametrize("adapter", ADAPTERS, ids=["lora", "dora", "gralora"])
+@pytest.mark.parametrize("adapter", ADAPTERS, ids=["lora", "dora", "gralora", "aflora"])
 @pytest.mark.parametrize("kind", ["nf4", "int8", "fp8"])
 def test_train_answer_export_and_merge(
     desk: Path, call: Call, write: Write, kind: str, adapter: dict[str, object]
