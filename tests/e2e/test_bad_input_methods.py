@@ -16,7 +16,7 @@ NF4 = {"name": "tiny", "quantise": "nf4"}
 @pytest.mark.parametrize(
     ("changes", "needles"),
     [
-        ({"adapter": {"type": "gralora", "rank": 8, "blocks": 3}}, ["does not divide `rank` 8", "[adapter]"]),
+        ({"adapter": {"type": "gralora", "rank": 8, "blocks": 3}}, ["does not divide `rank` 8", "[adapter]", "hint: change one of the keys that it names"]),
         (
             {"adapter": {"type": "gralora", "rank": 10, "blocks": 5}},
             ["does not divide a side of", "[adapter.blocks]", "take a divisor of 2"],
@@ -74,7 +74,7 @@ NF4 = {"name": "tiny", "quantise": "nf4"}
         ),
         (
             {"adapter": {"type": "aflora"}, "training__freezing": {"type": "freezeout"}},
-            ["freezes by a rule of its own", "leave `training.freezing` out"],
+            ["error: `adapter.type: aflora` freezes", "at recipe.yaml\nhint: change one of the keys"],
         ),
     ],
 )  # fmt: skip

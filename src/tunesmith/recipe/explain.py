@@ -80,7 +80,10 @@ def _message(detail: ErrorDetails, keys: Place, root: type[BaseModel]) -> tuple[
         )
     message = str(detail["msg"]).removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
-    return (message if f"`{key}`" in message else f"`{key}`: {message}"), _given(given, kind, detail)
+    named = message if not keys or f"`{key}`" in message else f"`{key}`: {message}"
+    if kind == "value_error" and isinstance(given, Mapping):  # several keys that do not go together
+        return named, "change one of the keys that it names" + (f"; given: {_short(given)}" if keys else "")
+    return named, _given(given, kind, detail)
 
 
 def _known(key: str, location: tuple[str | int, ...], root: type[BaseModel]) -> str:

@@ -45,7 +45,9 @@ class Written:
     overridden: Sequence[str] = field(default=(), compare=False)
 
     def where(self, keys: Place) -> str:
-        """A key with its file and line, or with the override that set it."""
+        """A key with its file and line, or with the override that set it; the file alone for the recipe as a whole."""
+        if not keys:
+            return self.source
         dotted = ".".join(str(part) for part in keys)
         for name in self.overridden:
             if (

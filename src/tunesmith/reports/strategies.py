@@ -112,7 +112,7 @@ def sentences(found: Mapping[str, Any]) -> list[str]:
         f"Score: {measure['metric'].replace('_', ' ')} of {measure['task'].replace('_', ' ')} on {count(found['rows'])} test rows, mean of "
         f"{len(seeds)} {'seed' if len(seeds) == 1 else 'seeds'} ({', '.join(map(str, seeds))}). Each strategy has the rate that was best on "
         f"validation rows with seed {seeds[0]}; intervals hold rows and seeds (crossed bootstrap), differences are paired by row and seed, "
-        f"and a verdict is corrected for {len(found['strategies']) - 1} comparisons (Holm). Over seeds: the standard deviation; "
+        f"and a verdict is corrected for {_comparisons(len(found['strategies']) - 1)} (Holm). Over seeds: the standard deviation; "
         "time: of training alone; a token: what the adapter adds to it while it is not merged."
     ]
     said += found.get("notes", [])
@@ -123,6 +123,10 @@ def sentences(found: Mapping[str, Any]) -> list[str]:
             f"The best rate of {', '.join(at_edge)} is at the edge of those tried: a better one may lie beyond."
         )
     return said
+
+
+def _comparisons(number: int) -> str:
+    return f"{count(number)} {'comparison' if number == 1 else 'comparisons'}"
 
 
 def pictures_of(found: Mapping[str, Any]) -> dict[str, str | None]:

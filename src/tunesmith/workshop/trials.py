@@ -135,7 +135,7 @@ class Trials:
     def _outcome(self, trial: Trial, code: int) -> Ended:
         if code == 0:
             return Ended("done")
-        said = _last_error(self._log(trial))
+        said = _last_said(self._log(trial), "error: ")
         if code == _GUARD and (stopped := self._stopped_before(trial)) is not None:
             return Ended("stopped", said or stopped.why)
         if code == _INTERRUPTED or code in _ASKED_TO_END:
@@ -153,7 +153,8 @@ class Trials:
         raise RunError(
             f"the run {trial.name} ended with exit code {code}: {said or 'it said no reason'}",
             where=str(self._log(trial)),
-            hint="its log says more; the same command goes on with what is left, or leave the strategy out with --strategies",
+            hint=f"{_last_said(self._log(trial), 'hint: ') or 'its log says more'}; then the same command goes on with what is left, "
+            "or leave the strategy out with --strategies",
         )
 
     def _ends(self, trial: Trial, how: Ended) -> None:
@@ -189,8 +190,9 @@ def _ask_to_end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
             process.terminate()
 
 
-def _last_error(log: Path) -> str:
-    return next((line.removeprefix("error: ") for line in _backwards(log) if line.startswith("error: ")), "")
+def _last_said(log: Path, start: str) -> str:
+    """What the last line says that starts so; nothing where none does."""
+    return next((line.removeprefix(start) for line in _backwards(log) if line.startswith(start)), "")
 
 
 def _backwards(log: Path) -> Iterator[str]:

@@ -83,7 +83,10 @@ def test_they_run_side_by_side(tmp_path: Path, started: list[list[str]]) -> None
 
 def test_a_refusal_names_its_log(tmp_path: Path, started: list[list[str]]) -> None:
     with pytest.raises(RunError, match="exit code 2: the recipe is wrong") as error:
-        Trials(tmp_path, 1, None, SilentProgress()).run([_trial("bad", 2, said="error: the recipe is wrong")])
+        Trials(tmp_path, 1, None, SilentProgress()).run(
+            [_trial("bad", 2, said="error: the recipe is wrong\nhint: mend it")]
+        )
+    assert error.value.hint.startswith("mend it; then the same command goes on")
     assert error.value.where == str(tmp_path / "logs" / "bad--0.001--0.txt")
 
 
