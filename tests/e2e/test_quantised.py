@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from tests.e2e.desk import Call, Write
 from tests.e2e.processes import ended, hold_at, metrics, result, started, wait_for
+from tunesmith.data.loader import make_batch
 from tunesmith.models.loading import load_model
 from tunesmith.models.quantised import QuantisedLinear
+from tunesmith.workshop.opening import open_machine
 
 pytest.importorskip("bitsandbytes", reason="needs the extra `quantise`")
 RUN, WHOLE = Path("runs/desk"), Path("whole")
@@ -47,6 +50,7 @@ def test_train_answer_export_and_merge(
     assert call("generate", RUN, "--prompt", "case number 3: please look at it").code == 0
     exported = call("export", RUN, "out", "--json")
     assert exported.code == 0, exported.err
+    assert torch.equal(_logits("out"), _logits(str(RUN))), "the adapter alone opens on the base that it was trained on"
     merged = call("export", RUN, "merged", "--merge", "--json")
     assert merged.code == 0, merged.err
     gates = merged.json["gates"]
@@ -58,6 +62,13 @@ def test_train_answer_export_and_merge(
     name = "model.layers.0.mlp.up_proj.weight"
     difference = model.hf.get_parameter(name).detach() - base.hf.get_parameter(name).detach()
     assert float(difference.abs().max()) > 0, "the merged weight is that of the unpacked base with the update"
+
+
+@torch.inference_mode()
+def _logits(model: str) -> torch.Tensor:
+    opened = open_machine(model, device="cpu").machine.model
+    row = np.arange(20, 50, dtype=np.uint32)
+    return opened.head().logits(opened.hidden(make_batch([(row, row > 0)], [0])))
 
 
 def test_killed_it_goes_on_to_the_same_bits(desk: Path, call: Call, write: Write) -> None:

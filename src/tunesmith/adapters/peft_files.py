@@ -84,7 +84,9 @@ class AdapterSettings(StoredAdapter):
         return self.method.build(cast(LowRankSection, section), self.ranks, rows)
 
 
-def write_adapter(folder: Path, adapter: AddedAdapter, base_name: str, base_sha256: str = "") -> list[str]:
+def write_adapter(
+    folder: Path, adapter: AddedAdapter, base_name: str, base_sha256: str = "", quantise: str = "none"
+) -> list[str]:
     """Write an attached adapter as PEFT reads it.
 
     Args:
@@ -92,6 +94,7 @@ def write_adapter(folder: Path, adapter: AddedAdapter, base_name: str, base_sha2
         adapter: attached.
         base_name: what the recipe calls the base.
         base_sha256: hash of the base's weights, by which another base is refused; empty where it is not known.
+        quantise: how the base held its linear layers: a base that holds them otherwise answers otherwise.
 
     Returns:
         Sentences on what PEFT cannot express, for the user.
@@ -102,7 +105,7 @@ def write_adapter(folder: Path, adapter: AddedAdapter, base_name: str, base_sha2
         configuration["task_type"] = "SEQ_2_SEQ_LM"
     configuration["base_model_name_or_path"] = base_name
     plain = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in layout.tensors.items()}
-    write_bytes(folder / WEIGHTS, stored.to_bytes(plain, base_sha256))
+    write_bytes(folder / WEIGHTS, stored.to_bytes(plain, base_sha256, quantise))
     write_json(folder / CONFIGURATION, configuration)
     return layout.notes
 

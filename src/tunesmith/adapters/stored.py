@@ -30,6 +30,9 @@ WEIGHTS = "adapter_model.safetensors"
 
 BASE_KEY = "base_sha256"
 """Key in the header of the file of the tensors: PEFT reads past it."""
+PACKING_KEY = "quantise"
+"""Another: how the base held its linear layers, where they were packed."""
+_PACKINGS = ("nf4", "int8", "fp8")
 
 SAVE_AGAIN = "the file is torn or written by hand: save the adapter again with the program that wrote it"
 MERGE_THERE = "merge it with PEFT and load the merged model"
@@ -117,19 +120,22 @@ def read_adapter_tensors(folder: Path) -> dict[str, Tensor]:
         ) from None
 
 
-def to_bytes(tensors: Mapping[str, Tensor], base_sha256: str) -> bytes:
+def to_bytes(tensors: Mapping[str, Tensor], base_sha256: str, quantise: str = "none") -> bytes:
     """The file of an adapter's tensors, alike in every process: safetensors itself orders several facts at random.
 
     Args:
         tensors: contiguous, on the CPU.
         base_sha256: hash of the base's weights, or empty.
+        quantise: how the base held its linear layers.
     """
     raw: bytes = save(dict(tensors), metadata={"format": "pt"})
-    if not base_sha256:
+    said = {BASE_KEY: base_sha256, PACKING_KEY: "" if quantise == "none" else quantise}
+    said = {key: value for key, value in said.items() if value}
+    if not said:
         return raw
     end = 8 + int.from_bytes(raw[:8], "little")
     header = json.loads(raw[8:end])
-    header["__metadata__"][BASE_KEY] = base_sha256
+    header["__metadata__"].update(said)
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
     text += b" " * (-len(text) % 8)  # tensors stay aligned
     return len(text).to_bytes(8, "little") + text + raw[end:]
@@ -137,9 +143,19 @@ def to_bytes(tensors: Mapping[str, Tensor], base_sha256: str) -> bytes:
 
 def read_base_sha256(folder: Path) -> str:
     """Hash of the weights that an adapter was trained on, from the header of its file; empty where another program wrote it."""
+    return _said(folder, BASE_KEY)
+
+
+def read_packing(folder: Path) -> str:
+    """How the base held its linear layers when an adapter was trained on it: ``nf4``, ``int8``, ``fp8``, or ``none``."""
+    said = _said(folder, PACKING_KEY)
+    return said if said in _PACKINGS else "none"
+
+
+def _said(folder: Path, key: str) -> str:
     try:
         with safe_open(folder / WEIGHTS, framework="pt") as opened:
-            return str((opened.metadata() or {}).get(BASE_KEY, ""))
+            return str((opened.metadata() or {}).get(key, ""))
     except Exception:  # torn or missing: whoever reads the tensors says so
         return ""
 

@@ -110,7 +110,7 @@ class _Export:
             raise AssertionError("runs without an adapter export whole models")
         documents = self._documents()
         trained_NV = logits_of(model, documents)
-        notes = write_adapter(folder, adapter, self.recipe.model.name, self.base.sha256)
+        notes = write_adapter(folder, adapter, self.recipe.model.name, self.base.sha256, self.recipe.model.quantise)
         if self.run.card_path.exists():
             copy_file(self.run.card_path, folder / "README.md")
         again = load_model(self.base.path, quantise=self.recipe.model.quantise)

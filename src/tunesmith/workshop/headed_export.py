@@ -92,7 +92,9 @@ class HeadedExport:
         if not isinstance(self._adapter, AddedAdapter):
             raise AssertionError("runs without an adapter export whole models")
         trained = self._logits(self.machine)
-        notes = write_adapter(folder, self._adapter, self.recipe.model.name, self.base.sha256)
+        notes = write_adapter(
+            folder, self._adapter, self.recipe.model.name, self.base.sha256, self.recipe.model.quantise
+        )
         save_head(folder, self.machine.objective.head, self.described)
         self._card(folder)
         again = load_model(self.base.path, headless=True, quantise=self.recipe.model.quantise)

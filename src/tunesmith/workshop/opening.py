@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from tunesmith.adapters.stored import read_base_sha256
+from tunesmith.adapters.stored import read_base_sha256, read_packing
 from tunesmith.data.renderers import make_renderer
 from tunesmith.data.rendering import Renderer
 from tunesmith.data.sum_rendering import conversations_of
@@ -56,7 +56,7 @@ def open_machine(text: str, *, device: str | None = None, batch_tokens: int = 81
     require_base(reference, reference.base)
     renderer, context = renderer_for(reference)
     trained_apart = reference.adapter is not None or reference.head not in (None, reference.base.path)
-    quantise = recipe_of(reference).model.quantise if trained_apart else "none"
+    quantise = packing_of(reference) if trained_apart else "none"
     headless = reference.head is not None
     model = load_model(reference.base.path, device=where, dtype=dtype, quantise=quantise, headless=headless)
     if reference.adapter is not None:
@@ -132,6 +132,13 @@ def require_base(reference: ModelRef, base: ModelFolder) -> None:
         what = f"the base model changed since the run in {where} trained its adapter"
         hint = "put the base back as it was, or train again"
     raise ModelError(what, where=str(base.path), hint=hint)
+
+
+def packing_of(reference: ModelRef) -> str:
+    """How the base held its linear layers when a run, or an adapter by its file, was trained on it."""
+    if reference.run is None and reference.adapter is not None:
+        return read_packing(reference.adapter)
+    return recipe_of(reference).model.quantise
 
 
 def recipe_of(reference: ModelRef) -> Recipe:

@@ -53,7 +53,8 @@ def write_result(
     with new_folder(target, replace=True) as folder:
         notes: list[str] = []
         if isinstance(adapter, AddedAdapter):
-            notes = write_adapter(folder, adapter, recipe.model.name, run.environment()["base_sha256"])
+            section, sha256 = recipe.model, run.environment()["base_sha256"]
+            notes = write_adapter(folder, adapter, section.name, sha256, section.quantise)
         elif target == run.model_path:
             write = write_headless if headed else partial(write_model, stop_ids=stop_ids)
             notes = write(folder, model.hf, base, torch.float32)

@@ -38,7 +38,7 @@ from tunesmith.records import Chat, Message
 from tunesmith.registry.result import check_result
 from tunesmith.types import Completion, Sampling
 from tunesmith.workshop.machinery import assemble
-from tunesmith.workshop.opening import recipe_of, renderer_for, require_base, trained_on
+from tunesmith.workshop.opening import packing_of, renderer_for, require_base, trained_on
 
 Wanted = str | Sequence[str] | None
 """Adapters of a request: a name, names that stack, () for the base, None for what ``use`` chose."""
@@ -191,13 +191,12 @@ class Switchboard:
         require_base(reference, self.base)
         assert reference.adapter is not None
         settings, state = read_adapter(reference.adapter)
-        recipe = recipe_of(reference)
         notes = []
         if not trained_on(reference):
             notes.append(f"the adapter in {source} names no hash of its base: places and shapes alone were compared")
-        if reference.run is not None and recipe.model.quantise != self._quantise:
+        elif (packing := packing_of(reference)) != self._quantise:
             notes.append(
-                f"the adapter was trained on a base with `quantise: {recipe.model.quantise}`, this one has `{self._quantise}`"
+                f"the adapter was trained on a base with `quantise: {packing}`, this one has `{self._quantise}`"
             )
         self._count += 1
         inner = f"a{self._count}"
