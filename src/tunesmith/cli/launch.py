@@ -7,12 +7,11 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
+import threading
 import time
+from collections import deque
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
-from typing import IO
 
 import tunesmith
 from tunesmith.errors import GuardStopped, UserError
@@ -23,7 +22,7 @@ from tunesmith.workshop.trials import threads_each
 _LOOK_SECONDS = 0.05
 _GRACE_SECONDS = 20.0
 """How long the other ranks have to notice that one has ended, and to say so, before they are asked to end."""
-_SAID_BYTES = 1 << 14
+_LINES = 100
 _OPTION = "--nproc"
 
 
@@ -60,12 +59,12 @@ def launch(arguments: Sequence[str], ranks: int) -> int:
             where="command line: --nproc",
             hint="leave `--nproc` out under torchrun or srun",
         )
-    with ExitStack() as files:
-        words = [files.enter_context(tempfile.TemporaryFile()) for _ in range(ranks - 1)]
-        return _run(_start(arguments, ranks, words), words)
+    return _run(_start(arguments, ranks))
 
 
-def _run(processes: Sequence[subprocess.Popen[bytes]], words: Sequence[IO[bytes]]) -> int:
+def _run(processes: Sequence[subprocess.Popen[bytes]]) -> int:
+    listeners = [_Listener(process) for process in processes[1:]]
+
     def hand_on(number: int, _: object) -> None:
         for process in processes:
             if process.poll() is None:
@@ -81,12 +80,35 @@ def _run(processes: Sequence[subprocess.Popen[bytes]], words: Sequence[IO[bytes]
     code, other = processes[0].returncode, processes[first].returncode
     # A main rank that still waited, or was stopped by it, can only tell that another ended.
     if first > 0 and (was_waiting or code == GuardStopped.exit_code != other):
-        _repeat(first, words[first - 1])
+        listeners[first - 1].repeat(first)
         code = other
     return code if code >= 0 else 128 - code
 
 
-def _start(arguments: Sequence[str], ranks: int, words: Sequence[IO[bytes]]) -> list[subprocess.Popen[bytes]]:
+class _Listener(threading.Thread):
+    """Hears what a rank says, and keeps the end of it."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        super().__init__(daemon=True)
+        assert process.stderr is not None
+        self._stream = process.stderr
+        self._lines: deque[bytes] = deque(maxlen=_LINES)
+        self.start()
+
+    def run(self) -> None:
+        """Read until the rank closes its end."""
+        for line in self._stream:
+            self._lines.append(line)
+        self._stream.close()
+
+    def repeat(self, rank: int) -> None:
+        """Say it again, with the rank's number."""
+        self.join(timeout=_GRACE_SECONDS)
+        for line in self._lines:
+            print(f"rank {rank}: {line.decode('utf-8', errors='replace').rstrip()}", file=sys.stderr, flush=True)
+
+
+def _start(arguments: Sequence[str], ranks: int) -> list[subprocess.Popen[bytes]]:
     # Without -P a module in the current folder could take the place of one of Python's own.
     safe = [] if Path(tunesmith.__file__).resolve().parents[1] == Path.cwd() else ["-P"]
     command = [sys.executable, *safe, "-m", "tunesmith", *arguments]
@@ -96,7 +118,7 @@ def _start(arguments: Sequence[str], ranks: int, words: Sequence[IO[bytes]]) -> 
     processes = []
     for rank in range(ranks):
         environment = {**os.environ, **world, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-        quiet = {} if rank == 0 else {"stdout": subprocess.DEVNULL, "stderr": words[rank - 1]}
+        quiet = {} if rank == 0 else {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
         # A session of its own: a terminal's Ctrl-C would else come twice, from the terminal and from here.
         processes.append(
             subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True, **quiet)  # type: ignore[call-overload]
@@ -129,13 +151,6 @@ def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-
-
-def _repeat(rank: int, words: IO[bytes]) -> None:
-    words.seek(0, os.SEEK_END)
-    words.seek(max(0, words.tell() - _SAID_BYTES))
-    for line in words.read().decode("utf-8", errors="replace").splitlines():
-        print(f"rank {rank}: {line}", file=sys.stderr, flush=True)
 
 
 def _free_port() -> int:

@@ -87,6 +87,10 @@ def train(
         raise
     finally:
         progress.close()
+    _tell(terminal, run)
+
+
+def _tell(terminal: Terminal, run: Run) -> None:
     if run.nothing_to_do:
         terminal.tell(f"nothing to do: {run.folder} is finished")
     terminal.show(f"{run.status}: {count(run.steps)} steps, {count(run.tokens)} tokens, loss {number(run.loss, 4)}")

@@ -17,7 +17,7 @@ of attention and of the feed-forward train or carry an adapter (a frozen linear 
                 c (4 Q p + a Q)                 elsewhere: documents of like length padded side by side, k and v repeated to
                                                 all heads; p is the padding, and the output gathered back
     feed-fwd    c F (3 + f) gated, c F (e + f)  gate, its activation, up, product; e = 4 for composite GELU, else 1
-    adapters    c rank per module, and with dropout (1 + c) of its input's width; a bottleneck of width w: c (H + 2 w), and
+    adapters    c rank per module; DoRA and GraLoRA with dropout (1 + c) of its input's width; a bottleneck of width w: c (H + 2 w), and
                 with dropout or a layer norm more (scope.py)
 
 No term grows with the square of the length: every path uses fused attention. With recompute a layer keeps only its input (r H)

@@ -45,7 +45,7 @@ class Scope:
         trained: parameters of the base that train -> elements.
         adapted: modules with an adapter -> elements of the adapter.
         rank: of adapters of low rank, 0 without.
-        dropout: on the inputs of adapters of low rank.
+        dropout: on the inputs of adapters of low rank that keep what they dropped; others draw it again (adapters/dropped.py).
         rows: matrices of which single rows train -> elements of those rows.
         first_layer: lowest layer that a gradient must pass; the number of layers when only what follows them trains.
         head: elements of a head that the objective puts on the model.
@@ -122,7 +122,7 @@ def scope_of(facts: ModelFacts, section: AdapterSection, head: int = 0) -> Scope
         adapted = {name: _part_size(facts, section, name) for name in lora_targets(facts, section.targets)}
         _require_used(section, adapted)
         _require_apart(section.type, chosen, adapted)
-        rank, dropout = _widest(section), section.dropout
+        rank, dropout = _widest(section), section.dropout if _keeps_dropped(section) else 0.0
     scored, fixed = _matrices(facts, section, adapted) if isinstance(section, AfloraSection) else (0, 0)
     if not chosen and not adapted and not isinstance(section, HeadOnlySection):
         raise RecipeError(
@@ -300,6 +300,10 @@ def _kept(facts: ModelFacts, part: BottleneckPart) -> int:
     """
     inner = part.width * (2 + (part.dropout > 0))
     return facts.hidden_size * (1 if part.layer_norm == "none" else 3) + inner
+
+
+def _keeps_dropped(section: LowRankSection) -> bool:
+    return isinstance(section, GraloraSection) or (isinstance(section, LoraSection) and section.dora)
 
 
 def _widest(section: LowRankSection) -> int:

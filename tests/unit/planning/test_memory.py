@@ -238,6 +238,8 @@ def saved_bytes_per_token(section, precision: str, weights: str, lengths: list[i
         (LoraSection(targets=["attention"]), "fp32", "fp32"),
         (LoraSection(targets=["feed-forward"]), "fp32", "fp32"),
         (LoraSection(dropout=0.1), "fp32", "fp32"),
+        (LoraSection(dropout=0.1), "bf16", "bf16"),
+        (GraloraSection(dropout=0.1), "fp32", "fp32"),
         (LoraSection(), "bf16", "bf16"),
         (FullSection(), "fp32", "fp32"),
         (FullSection(), "bf16", "fp32"),
