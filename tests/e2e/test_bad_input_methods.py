@@ -100,6 +100,16 @@ def test_what_the_hint_says_mends_it(desk: Path, call: Call, write: Write, chang
 
 
 @pytest.mark.parametrize(
+    "adapter", [{"type": "lora", "rank": 33}, {"type": "gralora", "rank": 34}, {"type": "aflora", "rank": 33}]
+)
+def test_a_rank_above_that_of_all_layers_is_refused(desk: Path, call: Call, write: Write, adapter: Any) -> None:
+    """Sides of 32 and 48: no layer has a smaller side above 32."""
+    said = call("plan", write(adapter=adapter))
+    said.refuses(2, "more than the smaller side of every layer", "32 at most", "[adapter.rank]", "give at most 32")
+    assert call("plan", write(adapter={**adapter, "rank": 32})).code == 0
+
+
+@pytest.mark.parametrize(
     ("adapter", "said"),
     [
         ({"type": "gralora", "rank": 16, "blocks": 2}, []),

@@ -19,11 +19,12 @@ from tunesmith.planning.bottleneck import bottleneck_values
 from tunesmith.planning.cost import Time, disk_bytes, energy, passes, price, run_time
 from tunesmith.planning.freezing import freezing_values, frozen_flops
 from tunesmith.planning.losses import passes_of_a_step
+from tunesmith.planning.low_rank import wide_rank_notes
 from tunesmith.planning.machine import Machine, detect
 from tunesmith.planning.memory import Memory
 from tunesmith.planning.prompts import settle_text
 from tunesmith.planning.sampling import estimate_counts
-from tunesmith.planning.scope import TrainableCount, scope_of, trainable_parameters, wide_rank_notes
+from tunesmith.planning.scope import TrainableCount, scope_of, trainable_parameters
 from tunesmith.planning.scoring import scoring_values
 from tunesmith.planning.sentences import recipe_notes
 from tunesmith.planning.settings import GIVEN, Counts, Derived, Settings, typed

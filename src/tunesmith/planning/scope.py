@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from math import gcd, prod
 from typing import Any
@@ -11,6 +11,15 @@ from tunesmith.errors import RecipeError
 from tunesmith.models import names
 from tunesmith.models.blocks import bottleneck_parts
 from tunesmith.models.facts import ModelFacts
+from tunesmith.planning.low_rank import (
+    keeps_dropped,
+    kinds_of,
+    lora_targets,
+    ranks_of,
+    require_room,
+    require_used,
+    widest_rank,
+)
 from tunesmith.planning.prompts import trained_numbers
 from tunesmith.recipe.adapters import PARTIAL_CHOICES, AdapterSection, FullSection, HeadOnlySection, PartialSection
 from tunesmith.recipe.bottleneck import BottleneckPart, BottleneckSection
@@ -120,9 +129,10 @@ def scope_of(facts: ModelFacts, section: AdapterSection, head: int = 0) -> Scope
     else:
         chosen = set(_matching(section.also_train, facts, "adapter.also_train"))
         adapted = {name: _part_size(facts, section, name) for name in lora_targets(facts, section.targets)}
-        _require_used(section, adapted)
+        require_used(section, adapted)
+        require_room(facts, section, adapted)
         _require_apart(section.type, chosen, adapted)
-        rank, dropout = _widest(section), section.dropout if _keeps_dropped(section) else 0.0
+        rank, dropout = widest_rank(section), section.dropout if keeps_dropped(section) else 0.0
     scored, fixed = _matrices(facts, section, adapted) if isinstance(section, AfloraSection) else (0, 0)
     if not chosen and not adapted and not isinstance(section, HeadOnlySection):
         raise RecipeError(
@@ -177,78 +187,6 @@ def _nothing(head: int) -> set[str]:
     return set()
 
 
-def wide_rank_notes(facts: ModelFacts, section: AdapterSection) -> list[str]:
-    """A sentence on the kinds of layers whose smaller side a rank exceeds, in which no update has that rank.
-
-    GraLoRA's blocks have rank r / k on sides of 1 / k of the layer's: what counts is r, although the whole update has up to k times it.
-    """
-    wide: dict[tuple[str, int], dict[tuple[str, int], int]] = {}
-    if not isinstance(section, LowRankSection):
-        return []
-    for name in lora_targets(facts, section.targets):
-        narrow = min(facts.tensors[f"{name}.weight"])
-        kind = (name.rpartition(".")[2], narrow)
-        for key, rank in _ranks_of(section, name):
-            if rank > narrow:
-                kinds = wide.setdefault((key, rank), {})
-                kinds[kind] = kinds.get(kind, 0) + 1
-    return [
-        f"`adapter.{key}` is {rank}, more than the smaller side of "
-        f"{', '.join(f'{name} ({count} of width {width})' for (name, width), count in kinds.items())}: an update there has at most "
-        "that rank, and the rest of the parameters trains for nothing"
-        for (key, rank), kinds in wide.items()
-    ]
-
-
-def _ranks_of(section: LowRankSection, layer: str) -> list[tuple[str, int]]:
-    """Keys of the recipe and the ranks that they give a layer."""
-    if isinstance(section, GraloraSection):
-        return [("rank", section.rank), ("hybrid_rank", section.hybrid_rank)]
-    patterns = section.rank_pattern if isinstance(section, LoraSection) else {}
-    pattern = names.first_fit(layer, patterns)
-    return [("rank", section.rank) if pattern is None else ("rank_pattern", patterns[pattern])]
-
-
-def _require_used(section: LowRankSection, layers: Collection[str]) -> None:
-    """Raise RecipeError where a pattern for ranks or alphas fits no layer of the adapter."""
-    for key in ("rank_pattern", "alpha_pattern"):
-        for pattern in getattr(section, key, {}):
-            if not any(names.matches(layer, pattern) for layer in layers):
-                raise RecipeError(
-                    f"the pattern `{pattern}` fits none of the layers that the adapter goes on",
-                    where=f"adapter.{key}",
-                    hint=f"layers it goes on: {_kinds(layers)}; patterns are globs over names or their last parts",
-                )
-
-
-def lora_targets(facts: ModelFacts, targets: Iterable[str]) -> list[str]:
-    """Modules that the targets name, in the model's order.
-
-    Raises:
-        RecipeError: a target matches no linear layer.
-    """
-    linear = [name.removesuffix(".weight") for name, shape in facts.tensors.items() if names.is_linear(name, shape)]
-    found: set[str] = set()
-    for target in targets:
-        keyword = _KEYWORDS.get(target)
-        matched = [name for name in linear if (keyword(name) if keyword else names.matches(name, target))]
-        if not matched:
-            raise RecipeError(
-                f"the target `{target}` matches no linear layer of the model",
-                where="adapter.targets",
-                hint=f"linear layers there are: {_kinds(linear)}; or {', '.join(_KEYWORDS)}",
-            )
-        found.update(matched)
-    return [name for name in linear if name in found]
-
-
-_KEYWORDS: Mapping[str, Callable[[str], bool]] = {
-    "all-linear": lambda name: True,
-    "attention": names.in_attention,
-    "feed-forward": names.in_feed_forward,
-}
-
-
 def _part_size(facts: ModelFacts, section: LowRankSection, layer: str) -> int:
     """Elements of an adapter's part at a linear layer. Raises RecipeError where blocks do not divide its widths."""
     shape = facts.tensors[f"{layer}.weight"]
@@ -267,7 +205,7 @@ def _part_size(facts: ModelFacts, section: LowRankSection, layer: str) -> int:
     rank = section.rank
     magnitudes: int = 0
     if isinstance(section, LoraSection):
-        ((_, rank),) = _ranks_of(section, layer)
+        ((_, rank),) = ranks_of(section, layer)
         magnitudes = shape[1 if facts.model_type == "gpt2" else 0] if section.dora else 0
     return int(rank * sum(shape)) + magnitudes
 
@@ -302,18 +240,6 @@ def _kept(facts: ModelFacts, part: BottleneckPart) -> int:
     return facts.hidden_size * (1 if part.layer_norm == "none" else 3) + inner
 
 
-def _keeps_dropped(section: LowRankSection) -> bool:
-    return isinstance(section, GraloraSection) or (isinstance(section, LoraSection) and section.dora)
-
-
-def _widest(section: LowRankSection) -> int:
-    """The most numbers that a part keeps per token between its two products."""
-    if isinstance(section, GraloraSection):
-        return section.rank * section.blocks + section.hybrid_rank
-    patterns = section.rank_pattern.values() if isinstance(section, LoraSection) else ()
-    return int(max([section.rank, *patterns]))
-
-
 def _partial(facts: ModelFacts, section: PartialSection) -> set[str]:
     layers = set(section.chosen_layers(facts.num_layers))
     chosen = {name for name in facts.tensors if names.layer_index(name) in layers}
@@ -331,7 +257,7 @@ def _partial(facts: ModelFacts, section: PartialSection) -> set[str]:
             raise RecipeError(
                 f"`{kind}: true`, but the model has none",
                 where=f"adapter.{kind}",
-                hint=f"parameters there are: {_kinds(facts.tensors)}",
+                hint=f"parameters there are: {kinds_of(facts.tensors)}",
             )
         chosen.update(matched)
     return chosen
@@ -351,7 +277,7 @@ def _matching(patterns: Iterable[str], facts: ModelFacts, where: str) -> list[st
             raise RecipeError(
                 f"the pattern `{pattern}` matches no parameter of the model",
                 where=where,
-                hint=f"parameters there are: {_kinds(facts.tensors)}; "
+                hint=f"parameters there are: {kinds_of(facts.tensors)}; "
                 "patterns are globs over names or their last parts, such as `*.mlp.*`",
             )
         found += matched
@@ -375,13 +301,6 @@ def _rows(facts: ModelFacts, section: AddedSection, chosen: Collection[str]) -> 
             hint="leave `train_tokens` out, or narrow `also_train`",
         )
     return {name: len(set(tokens)) * facts.tensors[name][1] for name in matrices}
-
-
-def _kinds(known: Iterable[str]) -> str:
-    """Names with the numbers of layers folded into a star, each once."""
-    folded = dict.fromkeys(".".join("*" if part.isdigit() else part for part in name.split(".")) for name in known)
-    shown = list(folded)[:24]
-    return ", ".join(shown) + (" …" if len(folded) > len(shown) else "")
 
 
 def first_layer(facts: ModelFacts, chosen: Iterable[str]) -> int:
