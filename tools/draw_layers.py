@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
+import torch
+
+from tunesmith.adapters.gralora import GraloraWeights
 from tunesmith.engine.scores import lowest
 from tunesmith.engine.windows import Timetable, Window
 from tunesmith.planning.freezing import timetable
@@ -30,7 +33,7 @@ _STYLE = """
   svg { font: 12px system-ui, sans-serif; background: #fcfcfa }
   text { fill: #1c1d1f } .soft { fill: #5f6267; font-size: 10px }
   .trained { fill: #1f5fbf } .frozen { fill: #d9d7d0 } .flow { stroke: #b9541a; stroke-width: 2; fill: none }
-  .in { fill: #fff; font-size: 10px } .out { fill: #5f6267; font-size: 10px }
+  .pale { fill: #c9d8ef } .in { fill: #fff; font-size: 10px } .out { fill: #5f6267; font-size: 10px }
 """
 
 
@@ -202,7 +205,53 @@ def aflora() -> str:
     return _page(parts, 76 + 4 * 160, _level(0) + _BOX + 28, "What AFLoRA trains over the steps of a run")
 
 
-PICTURES: dict[str, Callable[[], str]] = {"partial.svg": partial, "freezing.svg": freezing, "aflora.svg": aflora}
+_SIDE = 144
+
+
+def _blocks(left: int, blocks: int, rank: int) -> list[str]:
+    """The update of one weight, rows down and inputs across: what the gradient of one loud input reaches is full, the rest pale."""
+    width = _SIDE // blocks
+    title = f"LoRA, rank {rank}" if blocks == 1 else f"{blocks} × {blocks} blocks of rank {rank // blocks}"
+    parts = [f'<text x="{left}" y="{_TOP - 24}">{title}</text>']
+    weights = GraloraWeights(
+        torch.ones(blocks, _SIDE // blocks, rank), torch.ones(blocks, rank, _SIDE // blocks), 1.0, 0.0
+    )
+    x = torch.zeros(1, _SIDE)
+    x[0, _LOUD] = 1.0
+    weights(x, torch.zeros(1, _SIDE), torch.zeros(1, _SIDE), None).sum().backward()
+    assert weights.A.grad is not None
+    reached = [bool(weights.A.grad[column].any()) for column in range(blocks)]
+    for row in range(blocks):
+        for column in range(blocks):
+            box = (left + column * width, _TOP + row * width, width - 2, width - 2)
+            parts.append(_rectangle(*box, "trained" if reached[column] else "pale"))
+    at = left + _LOUD
+    parts.append(f'<path class="flow" d="M{at} {_TOP - 16}v12m-3 -5l3 5l3 -5"/>')
+    directions = min(_SIDE, blocks * rank)
+    parts.append(f'<text class="soft" x="{left}" y="{_TOP + _SIDE + 14}">{directions} independent directions</text>')
+    return parts
+
+
+_LOUD = 20
+"""The input whose values are outliers."""
+
+
+def gralora() -> str:
+    """The same number of parameters cut into one, four and sixteen blocks, and what one loud input reaches of each."""
+    parts = [part for at, blocks in enumerate((1, 2, 4)) for part in _blocks(12 + at * 200, blocks, 32)]
+    parts.append(
+        f'<text class="soft" x="12" y="{_TOP + _SIDE + 34}">one weight: inputs across, outputs down; arrow: an input with outliers; dark: blocks '
+        "whose gradient it enters</text>"
+    )
+    return _page(parts, 12 + 3 * 200, _TOP + _SIDE + 46, "What one loud input reaches in LoRA and in GraLoRA")
+
+
+PICTURES: dict[str, Callable[[], str]] = {
+    "partial.svg": partial,
+    "freezing.svg": freezing,
+    "aflora.svg": aflora,
+    "gralora.svg": gralora,
+}
 
 
 def main() -> int:
