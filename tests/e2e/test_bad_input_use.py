@@ -84,14 +84,14 @@ def test_export_to_a_folder_that_is_taken(desk: Path, call: Call, trained: str) 
 def test_an_export_that_a_gate_refuses_leaves_nothing(
     desk: Path, call: Call, trained: str, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
 ) -> None:
-    measure: Callable[..., Any] = export._logits
+    measure: Callable[..., Any] = export.logits_of
     calls: list[int] = []
 
     def disturbed(*arguments: Any) -> Any:
         calls.append(1)
         return measure(*arguments) + (0.5 * len(calls) if len(calls) > 1 else 0.0)
 
-    monkeypatch.setattr(export, "_logits", disturbed)
+    monkeypatch.setattr(export, "logits_of", disturbed)
     said = call("export", RUN, "out", *options, "--json").refuses(3, "Gate A refused", "at gate A")
     assert said.json["error"]["exit_code"] == 3
     assert not (desk / "out").exists()

@@ -113,7 +113,8 @@ def test_what_cannot_be_tried_is_left_out_unless_it_was_asked_for(call: Call, wr
     recipe = write(**HELD_OUT)
     said = call("compare-strategies", recipe, "--dry-run", "--json", "--score", "loss")
     assert said.code == 0, said.err
-    assert set(said.json["left_out"]) == {"head", "head-lora"}
+    assert set(said.json["left_out"]) == {"head", "head-lora", "rslora"}
+    assert "more than the smaller side" in said.json["left_out"]["rslora"]  # rank 64 on layers of 32
     assert "objective `classify` is not scored by loss" in said.json["left_out"]["head"]
     Path("own.yaml").write_text("deep: {adapter: {type: partial, last_layers: 9}}\n", encoding="utf-8")
     said = call("compare-strategies", recipe, "--dry-run", "--own", "own.yaml")

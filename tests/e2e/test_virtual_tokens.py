@@ -73,7 +73,10 @@ def test_generate_eval_and_a_refused_merge(desk: Path, write: Write, call: Call,
     ("adapter", "needles"),
     [
         ({"type": "prefix", "num_tokens": 127}, ("no example has room", "adapter.num_tokens", "usual are 5 to 100")),
-        ({"type": "prompt", "num_tokens": 120}, ("longer than the context of 8 tokens",)),
+        (
+            {"type": "prompt", "num_tokens": 120},
+            ("longer than the 8 tokens that 120 virtual tokens leave of the context", "adapter.num_tokens"),
+        ),
         ({"type": "prompt", "init_text": ""}, ("`init_text` is empty",)),
         ({"type": "prefix", "projection": True, "init_text": "Which queue?"}, ("cannot be combined",)),
     ],

@@ -277,7 +277,9 @@ LISTENERS = {
 def test_cve_2025_29783_cve_2025_32444_cve_2025_30165_cve_2025_47277_cve_2026_26220_nothing_listens_and_nothing_fetches(
     path: Path,
 ) -> None:
-    """vLLM and LightLLM unpickled what came over a socket. Here is none; the name of the host is all that is asked of one."""
+    """vLLM and LightLLM unpickled what came over a socket. Here none listens: the name of the host is all that is asked of one, and
+    by the launcher of ranks a free port of the loopback address, which it closes before they start.
+    """
     found = {item.module.split(".")[0] for item in imports(path)} | {item.module for item in imports(path)}
     assert found & (FETCHERS | LISTENERS) == set()
     asked = {
@@ -285,7 +287,8 @@ def test_cve_2025_29783_cve_2025_32444_cve_2025_30165_cve_2025_47277_cve_2026_26
         for node in ast.walk(tree_of(path))
         if isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "socket"
     }
-    assert asked <= {"gethostname"}
+    assert asked <= ({"socket"} if path.name == "launch.py" else {"gethostname"})
+    assert not {"listen", "accept"} & {node.attr for node in ast.walk(tree_of(path)) if isinstance(node, ast.Attribute)}
 
 
 @pytest.mark.parametrize(
