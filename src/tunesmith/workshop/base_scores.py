@@ -12,6 +12,7 @@ import transformers
 from tunesmith.data.cache_key import cache_root
 from tunesmith.errors import RunError
 from tunesmith.evaluation.scorecard import Scorecard
+from tunesmith.files import sweep
 from tunesmith.models.locate import ModelFolder
 from tunesmith.planning.settings import Settings
 from tunesmith.recipe.fingerprint import fingerprint
@@ -48,8 +49,13 @@ class BaseScores:
         return cls(cache_root() / "scores" / fingerprint(decides), suite)
 
     def read(self) -> Scorecard | None:
-        """The kept scores; None where there are none, or they are damaged and will be written anew."""
+        """The kept scores; None where there are none, or they are damaged and will be written anew.
+
+        What a process that ended left half-written there is removed.
+        """
         try:
+            if self.folder.is_dir():
+                sweep(self.folder, is_shared=True)
             card = Scorecard.load(self.folder, _NAME)
         except (RunError, OSError):
             return None
