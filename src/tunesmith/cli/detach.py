@@ -6,18 +6,17 @@ import os
 import shlex
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import tunesmith
 from tunesmith.cli.terminal import Terminal
 from tunesmith.disk import disk
 from tunesmith.errors import GateRefused, GuardStopped, Interrupted, RunError, TunesmithError, UserError
 from tunesmith.files import make_folders
+from tunesmith.launcher import own_command
 from tunesmith.registry import lease
 from tunesmith.registry.runs import RunFolder
 
@@ -59,9 +58,6 @@ def detach(terminal: Terminal, folder: Path) -> None:
 
 def _spawn(run: RunFolder, arguments: Sequence[str]) -> tuple[subprocess.Popen[bytes], int]:
     """The process, and how long the log was before it."""
-    # Without -P a module in the current folder could take the place of one of Python's own.
-    safe = [] if Path(tunesmith.__file__).resolve().parents[1] == Path.cwd() else ["-P"]
-    command = [sys.executable, *safe, "-m", "tunesmith", *arguments]
     try:
         make_folders(run.path)
         with disk().open(run.log_path, "ab") as log:
@@ -70,7 +66,7 @@ def _spawn(run: RunFolder, arguments: Sequence[str]) -> tuple[subprocess.Popen[b
             start = log.seek(0, os.SEEK_END)
             with _hangups_ignored():
                 process = subprocess.Popen(
-                    command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                    own_command(arguments), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
                 )
     except OSError as error:
         raise RunError(

@@ -11,13 +11,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from pathlib import Path
 
-import tunesmith
 from tunesmith.errors import GuardStopped, UserError
-from tunesmith.launcher import num_ranks
+from tunesmith.launcher import num_ranks, own_command
+from tunesmith.planning.machine import threads_each
 from tunesmith.signals import handling
-from tunesmith.workshop.trials import threads_each
 
 _LOOK_SECONDS = 0.05
 _GRACE_SECONDS = 20.0
@@ -109,9 +107,7 @@ class _Listener(threading.Thread):
 
 
 def _start(arguments: Sequence[str], ranks: int) -> list[subprocess.Popen[bytes]]:
-    # Without -P a module in the current folder could take the place of one of Python's own.
-    safe = [] if Path(tunesmith.__file__).resolve().parents[1] == Path.cwd() else ["-P"]
-    command = [sys.executable, *safe, "-m", "tunesmith", *arguments]
+    command = own_command(arguments)
     # Each rank would else take all cores for itself.
     threads = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(threads_each(ranks) or 1)}
     world = threads | {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}

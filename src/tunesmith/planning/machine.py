@@ -87,7 +87,7 @@ def detect(section: MachineSection, root: Path = Path("/"), environment: Mapping
             hint="set `machine.device: auto` or `cpu`; `tunesmith doctor` shows what this machine has",
         )
     cpu_name, flags = _cpu(root)
-    cores = _cores(root)
+    cores = usable_cores(root)
     host = _host_memory(root)
     device = "cuda" if gpus else "cpu"
     memory = gpus[0].memory_bytes if gpus else host
@@ -184,7 +184,12 @@ def _mac_name() -> str:
         return ""
 
 
-def _cores(root: Path) -> int:
+def threads_each(processes: int) -> int | None:
+    """CPU threads for each of several processes that share the cores; None where one has them all."""
+    return None if processes == 1 else max(1, usable_cores() // processes)
+
+
+def usable_cores(root: Path = Path("/")) -> int:
     """Cores that this process may use: affinity, then the quota of its control group."""
     try:
         cores = len(os.sched_getaffinity(0))

@@ -13,6 +13,7 @@ from typing import Any
 
 from tunesmith.errors import RecipeError, TunesmithError, UserError
 from tunesmith.evaluation.scorecard import Scorecard
+from tunesmith.planning.machine import threads_each
 from tunesmith.planning.plan import Plan
 from tunesmith.planning.strategies import Strategy, beyond, choose, rates_around, refuse_lost_overrides
 from tunesmith.progress import Progress, SilentProgress
@@ -23,7 +24,7 @@ from tunesmith.recipe.root import Recipe
 from tunesmith.registry.runs import RUNS
 from tunesmith.workshop.planning import plan_recipe
 from tunesmith.workshop.prepare import open_data
-from tunesmith.workshop.trials import Trial, Trials, threads_each
+from tunesmith.workshop.trials import Trial, Trials
 
 SELECTION, VERDICT = "selection", "verdict"
 _MOST_FURTHER = 3

@@ -6,7 +6,6 @@ import os
 import shlex
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 from tunesmith.disk import disk
 from tunesmith.errors import Interrupted, RunError
 from tunesmith.files import make_folders
+from tunesmith.launcher import own_command
 from tunesmith.progress import Progress
 from tunesmith.registry.runs import RunFolder
 from tunesmith.signals import ENDING, raise_if_asked
@@ -108,8 +108,6 @@ class Trials:
         return Ended("stopped", str(status.get("message") or "")) if diverged else None
 
     def _start(self, trial: Trial) -> subprocess.Popen[bytes]:
-        # Without -P a module in the current folder could take the place of one of Python's own.
-        safe = [] if Path(__file__).resolve().parents[2] == Path.cwd() else ["-P"]
         threads = () if self.threads is None else (f"machine.threads={self.threads}",)
         words = ["train", *trial.arguments, *threads, "--run", str(self.run_folder(trial).path)]
         log_path = self._log(trial)
@@ -119,9 +117,8 @@ class Trials:
                 disk().write(log, f"{shlex.join(['tunesmith', *words])}\n".encode())
                 # A session of its own keeps Ctrl-C from it: that would be the first signal and `_end` the second, which does not save.
                 return subprocess.Popen(
-                    [sys.executable, *safe, "-m", "tunesmith", *words],
-                    stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-                )  # fmt: skip
+                    own_command(words), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                )
         except OSError as error:
             raise RunError(
                 f"the folder of the comparison cannot be written: {error.strerror or error}",
@@ -163,14 +160,6 @@ class Trials:
         if how.status == "stopped":
             self.progress.note(f"{trial.name}: a guard stopped it ({how.why}); this rate is not chosen")
         self.progress.phase("runs", len(self.ended), self.total)
-
-
-def threads_each(jobs: int) -> int | None:
-    """CPU threads for each of several processes; None where one has the machine."""
-    if jobs == 1:
-        return None
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // jobs)
 
 
 def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:

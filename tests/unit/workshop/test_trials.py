@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from tunesmith.errors import Interrupted, RunError
+from tunesmith.planning.machine import threads_each
 from tunesmith.progress import SilentProgress
 from tunesmith.workshop import trials as trials_module
-from tunesmith.workshop.trials import Ended, Trial, Trials, threads_each
+from tunesmith.workshop.trials import Ended, Trial, Trials
 
 _SCRIPT = "import sys, time; print(sys.argv[2]); time.sleep(float(sys.argv[1])); sys.exit(int(sys.argv[3]))"
 
