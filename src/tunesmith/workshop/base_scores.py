@@ -54,8 +54,7 @@ class BaseScores:
         What a process that ended left half-written there is removed.
         """
         try:
-            if self.folder.is_dir():
-                sweep(self.folder, is_shared=True)
+            sweep(self.folder, is_shared=True)
             card = Scorecard.load(self.folder, _NAME)
         except (RunError, OSError):
             return None

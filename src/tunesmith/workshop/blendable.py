@@ -11,7 +11,7 @@ from tunesmith.errors import ModelError, UserError
 from tunesmith.files import sha256_of
 from tunesmith.foreign import read_object
 from tunesmith.models.head_shape import has_head
-from tunesmith.models.locate import ModelRef, locate, open_model
+from tunesmith.models.locate import ModelFolder, ModelRef, locate, open_model
 
 METHODS = ("linear", "ties", "dare", "dare-ties")
 DENSITY = 0.5
@@ -201,7 +201,7 @@ def _source(name: str, base: str | None, weight: float) -> Source:
     return Source(name, reference, sha256_of(weights) if weights.is_file() else "", weight)
 
 
-def adapter_reference(name: str, base: str | None) -> ModelRef:
+def adapter_reference(name: str, base: str | ModelFolder | None) -> ModelRef:
     """What an adapter's name means: a run, or a folder, on the base it names or on a given one.
 
     Raises:
@@ -210,4 +210,5 @@ def adapter_reference(name: str, base: str | None) -> ModelRef:
     folder = Path(name).expanduser()
     if base is None or not (folder / CONFIGURATION).is_file():
         return open_model(name)
-    return ModelRef(locate(base), adapter=folder.resolve(), head=folder if has_head(folder) else None)
+    found = base if isinstance(base, ModelFolder) else locate(base)
+    return ModelRef(found, adapter=folder.resolve(), head=folder if has_head(folder) else None)

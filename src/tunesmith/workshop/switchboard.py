@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from tunesmith.adapters.added import AddedAdapter, activate, active_names, adapters_of
-from tunesmith.adapters.peft_files import CONFIGURATION, attach_read, read_adapter
+from tunesmith.adapters.peft_files import attach_read, read_adapter
 from tunesmith.adapters.routing import routed
 from tunesmith.data.loader import make_batch
 from tunesmith.data.packing import pack
@@ -30,13 +30,13 @@ from tunesmith.errors import ModelError, UserError
 from tunesmith.models.causal_lm import CausalLM
 from tunesmith.models.encoder_lm import EncoderLM
 from tunesmith.models.generation import Generator
-from tunesmith.models.head_shape import has_head
 from tunesmith.models.loading import load_model
-from tunesmith.models.locate import ModelFolder, ModelRef, check_weights, locate, open_model
+from tunesmith.models.locate import ModelFolder, ModelRef, check_weights, locate
 from tunesmith.models.routes import Routes, Stack
 from tunesmith.records import Chat, Message
 from tunesmith.registry.result import check_result
 from tunesmith.types import Completion, Sampling
+from tunesmith.workshop.blendable import adapter_reference
 from tunesmith.workshop.machinery import assemble
 from tunesmith.workshop.opening import packing_of, renderer_for, require_base, trained_on
 
@@ -215,11 +215,7 @@ class Switchboard:
 
     def _reference(self, source: str) -> ModelRef:
         """The adapter that ``source`` means, on this board's base."""
-        folder = Path(source).expanduser()
-        if (folder / CONFIGURATION).is_file():
-            reference = ModelRef(self.base, adapter=folder.resolve(), head=folder if has_head(folder) else None)
-        else:
-            reference = open_model(source)
+        reference = adapter_reference(source, self.base)
         if reference.adapter is None:
             raise ModelError(
                 "there is no adapter: a whole model was trained, or it was merged",
